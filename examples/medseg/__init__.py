@@ -1,0 +1,1 @@
+"""What the training examples share: data, transforms, metrics, training and reports."""
