@@ -62,7 +62,7 @@ class Settings:
 
 PAPER = Settings()
 # Small enough for two CPU cores: fewer and smaller slices, and a learning rate at which few steps suffice.
-PHANTOM = replace(PAPER, size=64, batch_size=4, epochs=5, lr=1e-3, min_lr=1e-5)
+PHANTOM = replace(PAPER, size=64, batch_size=4, epochs=4, lr=1e-3, min_lr=1e-5)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
