@@ -18,7 +18,7 @@ class GCAResUNet(smp.Unet):  # type: ignore[misc]  # smp ships no types
 
     A ``smp.Unet`` with the paper's decoder: bilinear upsampling, two 3x3 convolutions with ReLU and without norm per
     stage, a last stage at full resolution, and a 1x1 convolution as head. Everything that works with a ``smp.Unet``
-    works with it. Any height and width; output has the size of the input if both are divisible by 32.
+    works with it. Any height and width.
 
     With the defaults, 9 classes and 3x224x224 it has 48,978,313 parameters and 17.80 G multiply-accumulates counted
     by thop; 43,933,321 and 17.57 G without attention.

@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medseg.synapse import ORGANS
 
 # GCA-ResUNet on Synapse, Table 1 of the paper: Dice per organ in percent, their mean, and the mean HD95.
@@ -25,7 +27,7 @@ DEFINITIONS = {
     "invented": "cases in which the organ is absent and something was predicted",
     "paper": "GCA-ResUNet, Table 1: Dice in percent, mean of four cross-validation folds of the real Synapse set",
 }
-PACKAGES = ("gca-attn", "torch", "timm", "segmentation-models-pytorch", "lightning", "numpy", "scipy")
+PACKAGES = ("gca-attn", "timm", "segmentation-models-pytorch", "lightning", "numpy", "scipy")
 
 
 def table(summary: dict[str, Any], heading: str) -> str:
@@ -54,12 +56,15 @@ def table(summary: dict[str, Any], heading: str) -> str:
     return "\n".join(lines)
 
 
-def environment() -> dict[str, str]:
-    """Versions of what computed the numbers."""
+def environment() -> dict[str, str | int]:
+    """What computed the numbers: versions, processor and threads, device."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
         **{package: metadata.version(package) for package in PACKAGES},
     }
 

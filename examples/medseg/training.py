@@ -110,3 +110,4 @@ def train(task: SegmentationTask, batches: DataLoader[Any], *, epochs: int, out:
     )
     last = out / "checkpoints" / "last.ckpt"
     trainer.fit(task, batches, ckpt_path=last if resume else None, weights_only=True)
+    task.to(trainer.strategy.root_device)  # Lightning takes it back to the CPU, but it is to be evaluated now

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+
 from medseg.metrics import Mask, dice, score_strict, score_transunet, surface_distances
 
 SHAPE = (6, 9, 8)

@@ -5,6 +5,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from medseg.geometry import IMAGE_PADDING, fit_square, unfit_square
 from medseg.phantom import SHAPE, make_phantom, write_phantoms
 from medseg.synapse import (
