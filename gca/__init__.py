@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gca.inject import eject, inject, injected
 from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
+from gca.summary import summary
 
 if TYPE_CHECKING:
     from gca.segmentation import GCAResUNet
@@ -23,6 +24,7 @@ __all__ = [
     "eject",
     "inject",
     "injected",
+    "summary",
 ]
 
 

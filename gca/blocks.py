@@ -4,12 +4,14 @@ Blocks are recognised by the qualified name of the class whose ``forward`` runs,
 for them, and a sub-class that overrides ``forward`` is not mistaken for its parent. To add a family, add a row.
 """
 
+import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+SLOTS = "gca.slots"  # where the classes live that give a slot to blocks without one
 
 
 @dataclass(frozen=True)
@@ -17,76 +19,203 @@ class BlockFamily:
     """Where attention goes in one class of residual block.
 
     Attributes:
-        slot: Attribute that the block calls, unless it is ``None``, after its last norm and before the residual sum.
-        last_conv: Dotted name of the convolution whose output, normalised, reaches the slot.
+        models: The networks that are built of it, for the documentation.
+        slot: Attribute that the block calls, unless it is ``None`` or ``nn.Identity``, before the residual sum.
+        last_conv: Dotted name of the convolution whose output reaches the slot.
+        slotted: Qualified name of the sub-class that has the slot, where the class itself has none.
+        position: What stands before the slot.
     """
 
+    models: str
     slot: str
     last_conv: str
+    slotted: str | None = None
+    position: str = "the last norm"
 
+
+def _without_slot(models: str, last_conv: str, slotted: str, position: str = "the last norm") -> BlockFamily:
+    return BlockFamily(models, "attention", last_conv, f"{SLOTS}.{slotted}", position)
+
+
+_NO_NORM = "the last convolution: a pre-activation block has no norm after it"
 
 FAMILIES: dict[str, BlockFamily] = {
-    # resnet, resnext, wide_resnet, resnet-d, resnet-rs, ecaresnet, seresnet, ...
-    "timm.models.resnet.Bottleneck": BlockFamily(slot="se", last_conv="conv3"),
-    "timm.models.resnet.BasicBlock": BlockFamily(slot="se", last_conv="conv2"),
-    "timm.models.res2net.Bottle2neck": BlockFamily(slot="se", last_conv="conv3"),
-    "timm.models.sknet.SelectiveKernelBottleneck": BlockFamily(slot="se", last_conv="conv3.conv"),
-    "timm.models.sknet.SelectiveKernelBasic": BlockFamily(slot="se", last_conv="conv2.conv"),
+    "timm.models.resnet.Bottleneck": BlockFamily(
+        "resnet, resnext, wide_resnet, resnet-d, resnet-rs, resnetblur, resnet_gn, seresnet, ecaresnet, hrnet",
+        "se",
+        "conv3",
+    ),
+    "timm.models.resnet.BasicBlock": BlockFamily("resnet18, resnet34, seresnet18, ..., hrnet", "se", "conv2"),
+    "timm.models.res2net.Bottle2neck": BlockFamily("res2net, res2next", "se", "conv3"),
+    "timm.models.sknet.SelectiveKernelBottleneck": BlockFamily("skresnet50, skresnext50", "se", "conv3.conv"),
+    "timm.models.sknet.SelectiveKernelBasic": BlockFamily("skresnet18, skresnet34", "se", "conv2.conv"),
+    "timm.models.resnest.ResNestBottleneck": _without_slot("resnest", "conv3", "timm.ResNestBottleneck"),
+    "timm.models.resnetv2.PreActBottleneck": _without_slot("resnetv2", "conv3", "timm.PreActBottleneck", _NO_NORM),
+    "timm.models.resnetv2.PreActBasic": _without_slot(
+        "resnetv2_18, resnetv2_34", "conv2", "timm.PreActBasic", _NO_NORM
+    ),
+    "timm.models.resnetv2.Bottleneck": _without_slot("the ResNets inside hybrid ViTs", "conv3", "timm.Bottleneck"),
+    "timm.models.senet.Bottleneck": BlockFamily("legacy_senet, _seresnet, _seresnext", "se_module", "conv3"),
+    "timm.models.senet.SEResNetBlock": BlockFamily(
+        "legacy_seresnet18, legacy_seresnet34", "se_module", "conv2", position="the ReLU that follows the last norm"
+    ),
+    "timm.models.byobnet.BottleneckBlock": BlockFamily(
+        "resnet26t, resnet33ts, resnet61q, gcresnet, eca_resnext, ..., gernet_l", "attn_last", "conv3_1x1.conv"
+    ),
+    "timm.models.byobnet.BasicBlock": BlockFamily("gernet", "attn_last", "conv2_kxk.conv"),
+    "timm.models.byobnet.DarkBlock": BlockFamily("byobnet with dark blocks", "attn_last", "conv2_kxk.conv"),
+    "timm.models.byobnet.EdgeBlock": BlockFamily("byobnet with edge blocks", "attn_last", "conv2_1x1.conv"),
+    "timm.models.byobnet.SelfAttnBlock": _without_slot(
+        "botnet, halonet, lambda_resnet, lamhalobotnet, ...", "conv3_1x1.conv", "timm.SelfAttnBlock"
+    ),
+    "timm.models.cspnet.BottleneckBlock": BlockFamily("cspresnet, cspresnext", "attn3", "conv3.conv"),
+    "timm.models.tresnet.BasicBlock": BlockFamily("tresnet, stages 1 and 2", "se", "conv2.conv"),
+    "timm.models.dla.DlaBasic": _without_slot("dla34", "conv2", "timm.DlaBasic"),
+    "timm.models.dla.DlaBottleneck": _without_slot("dla60, dla102, dla169, dla60x, ...", "conv3", "timm.DlaBottleneck"),
+    "timm.models.dla.DlaBottle2neck": _without_slot("dla60_res2net, dla60_res2next", "conv3", "timm.DlaBottle2neck"),
+    "torchvision.models.resnet.Bottleneck": _without_slot(
+        "torchvision: resnet, resnext, wide_resnet, FCN, DeepLabV3, Faster and Mask R-CNN, ...; "
+        "segmentation-models-pytorch: resnet50, resnext50_32x4d, ...",
+        "conv3",
+        "torchvision.Bottleneck",
+    ),
+    "torchvision.models.resnet.BasicBlock": _without_slot(
+        "the same: resnet18, resnet34", "conv2", "torchvision.BasicBlock"
+    ),
+    "segmentation_models_pytorch.encoders._senet.Bottleneck": BlockFamily(
+        "segmentation-models-pytorch: senet154, se_resnet50, se_resnext50_32x4d, ...", "se_module", "conv3"
+    ),
+    "monai.networks.nets.resnet.ResNetBottleneck": _without_slot(
+        "MONAI: resnet50, ... with spatial_dims=2", "conv3", "monai.ResNetBottleneck"
+    ),
+    "monai.networks.nets.resnet.ResNetBlock": _without_slot(
+        "MONAI: resnet18, resnet34, ... with spatial_dims=2", "conv2", "monai.ResNetBlock"
+    ),
+    "transformers.models.resnet.modeling_resnet.ResNetBottleNeckLayer": _without_slot(
+        "transformers: ResNetModel and its heads", "layer.2.convolution", "transformers.ResNetBottleNeckLayer"
+    ),
+    "transformers.models.resnet.modeling_resnet.ResNetBasicLayer": _without_slot(
+        'the same with layer_type="basic"', "layer.1.convolution", "transformers.ResNetBasicLayer"
+    ),
+}
+
+_BEFORE_CONV3 = "its own se stands before conv3, and it has no place for attention after"
+_ACTIVATED = "an activation stands between its last norm and the residual sum"
+_FUSED = "its parallel branches are each normalised and fuse into one convolution for deployment"
+_QUANTIZED = "it is built for quantization, which fuses its last norm away and adds in a quantized operator"
+
+# Blocks that look like the ones above, and why they are left alone.
+REFUSED: dict[str, str] = {
+    "timm.models.regnet.Bottleneck": _BEFORE_CONV3,
+    "timm.models.regnet.PreBottleneck": _BEFORE_CONV3,
+    "timm.models.tresnet.Bottleneck": _BEFORE_CONV3,
+    "timm.models.nfnet.NormFreeBlock": "it has no norm and keeps the variance of its branch by design",
+    "timm.models.cspnet.DarkBlock": _ACTIVATED,
+    "timm.models.cspnet.EdgeBlock": _ACTIVATED,
+    "timm.models.hgnet.HighPerfGpuBlock": _ACTIVATED,
+    "timm.models.vovnet.OsaBlock": _ACTIVATED,
+    "timm.models.byobnet.RepVggBlock": _FUSED,
+    "timm.models.byobnet.MobileOneBlock": _FUSED,
+    "timm.models.dpn.DualPathBlock": "only a part of its output is added to the shortcut, the rest is concatenated",
+    "torchvision.models.regnet.ResBottleneckBlock": _BEFORE_CONV3,
+    "torchvision.models.quantization.resnet.QuantizableBottleneck": _QUANTIZED,
+    "torchvision.models.quantization.resnet.QuantizableBasicBlock": _QUANTIZED,
 }
 
 
 @dataclass(frozen=True)
 class Block:
-    """A known residual block inside a model."""
+    """A residual block inside a model: known, and then it has a family, or refused, and then it has a reason."""
 
     name: str
     module: nn.Module
-    family: BlockFamily
+    family: BlockFamily | None
+    refusal: str = ""
+
+    @property
+    def slot(self) -> str:
+        """Name of the attribute that holds attention."""
+        assert self.family is not None
+        return self.family.slot
 
     @property
     def layer_name(self) -> str:
         """Qualified name of the slot."""
-        return f"{self.name}.{self.family.slot}" if self.name else self.family.slot
+        return f"{self.name}.{self.slot}" if self.name else self.slot
 
     @property
     def occupant(self) -> nn.Module | None:
-        """What the slot holds."""
-        occupant: nn.Module | None = getattr(self.module, self.family.slot)
-        return occupant
+        """What the slot holds; ``None`` where it is empty, which ``nn.Identity`` counts as."""
+        occupant: nn.Module | None = getattr(self.module, self.slot, None)
+        return None if isinstance(occupant, nn.Identity) else occupant
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Tensor:
         """Weight of the last convolution: attention takes its output channels, its device and its dtype."""
+        assert self.family is not None
         weight = self.module.get_submodule(self.family.last_conv).weight
-        assert isinstance(weight, torch.Tensor)
+        if not isinstance(weight, Tensor) or weight.ndim != 4:
+            got = f"one of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "a quantized or packed one"
+            raise ValueError(
+                f"attention is for two-dimensional images, but block {self.name!r} ends in a convolution whose weight "
+                f"is not (C_out, C_in, kH, kW): {got}"
+            )
         return weight
 
     @property
     def stage(self) -> int | None:
-        """Number in ``layer1`` ... ``layer4``, or ``None`` outside a stage."""
-        found = re.findall(r"(?:^|\.)layer(\d+)(?=\.|$)", self.name)
-        return int(found[-1]) if found else None
+        """Stage, counted from 1, as the name of the block gives it; ``None`` outside a stage.
+
+        ``layer1``, ``stage1`` and ``level1`` carry it; in ``stages.0`` and ``stages_0`` the count starts from 0.
+        """
+        found = re.findall(r"(?:^|\.)(layer|stage|level|stages\.|stages_)(\d+)(?=\.|$)", self.name)
+        if not found:
+            return None
+        word, number = found[-1]
+        return int(number) + 1 if word.startswith("stages") else int(number)
 
 
-def family_of(module: nn.Module) -> BlockFamily | None:
-    """The family of a block, or ``None`` where its class is not known."""
-    owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
-    return FAMILIES.get(f"{owner.__module__}.{owner.__qualname__}")
+def qualified(cls: type) -> str:
+    """Module and name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _identify(name: str, module: nn.Module) -> Block | None:
+    # A block whose slot is open runs the forward of its sub-class in gca.slots; it is still a block of its parent's.
+    owner = next(c for c in type(module).__mro__ if "forward" in vars(c) and not c.__module__.startswith(SLOTS))
+    known = qualified(owner)
+    if known in REFUSED:
+        return Block(name, module, None, REFUSED[known])
+    family = FAMILIES.get(known)
+    if family and family.slotted and qualified(type(module)) not in (known, family.slotted):
+        reason = f"it inherits its forward from {known}, which has no slot; only that class itself can be given one"
+        return Block(name, module, None, reason)
+    return Block(name, module, family) if family else None
 
 
 def find_blocks(model: nn.Module) -> Iterator[Block]:
-    """Every known block of a model, in the order of ``named_modules``."""
+    """Every known and every refused block of a model, in the order of ``named_modules``."""
     for name, module in model.named_modules():
-        family = family_of(module)
-        if family is not None:
-            yield Block(name, module, family)
+        block = _identify(name, module)
+        if block is not None:
+            yield block
 
 
 def lookalikes(model: nn.Module) -> list[str]:
-    """Qualified names of unknown classes that call themselves a block or bottleneck, for error messages."""
-    names = {
-        f"{type(module).__module__}.{type(module).__qualname__}"
-        for module in model.modules()
-        if re.search(r"block|bottle\w*neck", type(module).__qualname__, re.IGNORECASE) and family_of(module) is None
-    }
-    return sorted(names)
+    """Qualified names of unknown classes that call themselves a block, bottleneck or residual, for error messages."""
+    return sorted(
+        {
+            qualified(type(module))
+            for name, module in model.named_modules()
+            if re.search(r"block|bottle\w*neck|residual", type(module).__qualname__, re.IGNORECASE)
+            and _identify(name, module) is None
+        }
+    )
+
+
+def slotted_class(family: BlockFamily) -> type[nn.Module]:
+    """The sub-class that has the slot, imported on demand: its parent's library is there, since the block is."""
+    assert family.slotted is not None
+    module, _, name = family.slotted.rpartition(".")
+    cls: type[nn.Module] = getattr(importlib.import_module(module), name)
+    return cls

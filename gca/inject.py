@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from gca.blocks import Block, find_blocks, lookalikes
+from gca.blocks import Block, find_blocks
 from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
+from gca.placement import empty, fill, like_block, placed, stack
+from gca.selection import Where, check_changeable, check_model, select
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "gca": GroupedCoordinateAttention,
@@ -15,11 +17,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
     "se": SE,
 }
-POLICIES = ("error", "replace", "skip")
-
-# A block carries this attribute exactly while its slot holds an injected layer. It is a tuple of one: what the slot
-# held before. Inside a tuple a replaced module is no sub-module, so it adds no key to the state_dict.
-_BEFORE = "_gca_slot_before"
+POLICIES = ("error", "replace", "skip", "stack")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -29,34 +27,41 @@ def inject(
     layer: str | Callable[..., nn.Module] = "gca",
     *,
     stages: int | Iterable[int] | None = None,
-    where: Callable[[str, nn.Module], bool] | None = None,
+    blocks: int | Iterable[int] | None = None,
+    where: Where | None = None,
     on_existing: str = "error",
     **options: Any,
 ) -> Model:
     """Put attention into every residual block, after its last norm and before the residual sum.
 
     The model is changed in place and returned. Its own parameters and buffers keep their names, values and
-    ``requires_grad``; only new keys are added. New layers take the device, dtype and train/eval mode of their block.
-    Everything is checked and built before anything is assigned: after an error the model is untouched.
+    ``requires_grad``; only new keys are added. New layers take the device, dtype, memory format and train/eval mode of
+    their block. Everything is checked and built before anything is assigned: after an error the model is untouched.
 
     Args:
-        model: Any network that contains timm ResNet-style blocks, e.g. a ``timm.create_model("resnet50")`` or a
-            segmentation model around one.
+        model: Any network that contains ResNet blocks of timm, torchvision, segmentation-models-pytorch, MONAI or
+            transformers, e.g. ``timm.create_model("resnet50")`` or a segmentation or detection model around one.
+            ``docs/families.md`` lists the block classes.
         layer: ``"gca"``, ``"coord"``, ``"cbam"`` or ``"se"``, or a callable ``(channels, **options) -> nn.Module``
             whose result keeps the shape of its input.
-        stages: Only blocks of these stages: numbers as in ``layer1`` ... ``layer4``. Default: all.
+        stages: Only blocks of these stages, counted from 1 as in ``layer1`` ... ``layer4``. Default: all.
+        blocks: Only blocks at these positions within each stage, as in list indexing: ``-1`` is the last block of
+            each stage, ``[0, -1]`` the first and the last. Default: all.
         where: Only blocks for which ``where(name, block)`` is true.
         on_existing: What to do where the slot is occupied, as in SE-ResNets or after an earlier call: ``"error"``,
-            ``"replace"`` (``eject`` brings back what a network was built with) or ``"skip"``.
+            ``"replace"`` (``eject`` brings back what was there), ``"skip"``, or ``"stack"``, which applies the new
+            layer to the output of the one that is there.
         **options: Passed to ``layer``, e.g. ``groups=2, reduction=2``.
 
     Returns:
         ``model``.
 
     Raises:
-        TypeError: If ``model`` is no module, or ``layer`` does not accept the options or returns no module.
-        ValueError: If no block is known, a selector matches nothing, ``layer`` or ``on_existing`` is unknown, a slot
-            is occupied, or ``layer`` refuses a block's channels or an option's value.
+        TypeError: If ``model`` is no module or is wrapped, compiled, scripted or traced, a selector is of the wrong
+            type, or ``layer`` does not accept the options or returns no module.
+        ValueError: If no block is known, a chosen block cannot be given attention, an entry of a selector matches
+            nothing, ``layer`` or ``on_existing`` is unknown, a slot is occupied, or ``layer`` refuses a block's
+            channels or an option's value.
 
     Example:
         >>> model = gca.inject(timm.create_model("resnet50"), groups=2, reduction=2)
@@ -66,55 +71,50 @@ def inject(
     build = _resolve(layer)
     if on_existing not in POLICIES:
         raise ValueError(f"on_existing must be one of {', '.join(map(repr, POLICIES))}, got {on_existing!r}")
-    blocks = _select(_known_blocks(model), stages, where)
+    check_changeable(model)
+    chosen = select(model, stages, blocks, where)
 
-    occupied = [block for block in blocks if block.occupant is not None]
+    occupied = [block for block in chosen if block.occupant is not None]
     if occupied and on_existing == "error":
         raise ValueError(
-            f"{len(occupied)} of {len(blocks)} blocks already have attention, the first is {occupied[0].layer_name}: "
-            f"{type(occupied[0].occupant).__name__}; pass on_existing='replace' or 'skip', or call gca.eject first"
+            f"{len(occupied)} of {len(chosen)} blocks already have attention, the first is {occupied[0].layer_name}: "
+            f"{type(occupied[0].occupant).__name__}; pass on_existing='replace', 'skip' or 'stack', "
+            "or call gca.eject first"
         )
     if on_existing == "skip":
-        blocks = [block for block in blocks if block.occupant is None]
+        chosen = [block for block in chosen if block.occupant is None]
 
-    layers = [_build(build, block, options) for block in blocks]
-    for block, new in zip(blocks, layers, strict=True):
-        if not hasattr(block.module, _BEFORE):  # a second injection must not hide what the network was built with
-            setattr(block.module, _BEFORE, (block.occupant,))
-        setattr(block.module, block.family.slot, new)
+    layers = [_build(build, block, options) for block in chosen]
+    for block, new in zip(chosen, layers, strict=True):
+        if block.occupant is not None and on_existing == "stack":
+            stack(block.occupant, new)
+        else:
+            fill(block, new)
     return model
 
 
 def injected(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that ``inject`` placed: qualified name -> layer, in the order of ``named_modules``."""
-    return {
-        block.layer_name: block.occupant
-        for block in find_blocks(_check_module(model))
-        if hasattr(block.module, _BEFORE) and block.occupant is not None
-    }
+    check_model(model)
+    return {name: layer for block in find_blocks(model) if block.family for name, layer in placed(block)}
 
 
 def eject(model: Model) -> Model:
     """Take out every layer that ``inject`` placed, in place, and put back what the slots held before.
 
     Returns:
-        ``model``, with the keys and the outputs it had before.
+        ``model``, with the classes, keys and outputs it had before.
 
     Raises:
-        TypeError: If ``model`` is no module.
+        TypeError: If ``model`` is no module or is wrapped, compiled, scripted or traced.
         ValueError: If ``inject`` placed nothing in it.
     """
-    blocks = [block for block in find_blocks(_check_module(model)) if hasattr(block.module, _BEFORE)]
-    if not blocks:
+    check_changeable(model)
+    filled = [block for block in find_blocks(model) if block.family and any(placed(block))]
+    if not filled:
         raise ValueError(f"nothing to eject: gca.inject has placed no attention in this {type(model).__name__}")
-    for block in blocks:
-        (before,) = getattr(block.module, _BEFORE)
-        if before is None:
-            delattr(block.module, block.family.slot)  # the slot was a plain None, not a registered sub-module
-        else:  # it did not follow the model while it was out of it
-            before.to(device=block.weight.device, dtype=block.weight.dtype).train(block.module.training)
-        setattr(block.module, block.family.slot, before)
-        delattr(block.module, _BEFORE)
+    for block in filled:
+        empty(block)
     return model
 
 
@@ -130,49 +130,8 @@ def _resolve(layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return LAYERS[layer]
 
 
-def _check_module(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    return model
-
-
-def _known_blocks(model: nn.Module) -> list[Block]:
-    blocks = list(find_blocks(_check_module(model)))
-    if not blocks:
-        seen = lookalikes(model)
-        raise ValueError(
-            f"no known residual block in {type(model).__name__}; "
-            + (f"it has blocks of unknown classes: {', '.join(seen)}; " if seen else "")
-            + "blocks of timm's resnet, res2net and sknet families are known "
-            '(in segmentation-models-pytorch: encoders named "tu-resnet50" and the like)'
-        )
-    return blocks
-
-
-def _select(
-    blocks: list[Block], stages: int | Iterable[int] | None, where: Callable[[str, nn.Module], bool] | None
-) -> list[Block]:
-    if stages is not None:
-        wanted = {stages} if isinstance(stages, int) else set(stages)
-        present = sorted({block.stage for block in blocks if block.stage is not None})
-        missing = sorted(wanted - set(present))
-        if missing or not wanted:
-            raise ValueError(f"stages={stages!r} names no blocks for {missing}; this model has stages {present}")
-        blocks = [block for block in blocks if block.stage in wanted]
-    if where is not None:
-        chosen = [block for block in blocks if where(block.name, block.module)]
-        if not chosen:
-            raise ValueError(
-                f"where matched none of {len(blocks)} blocks; their names run from {blocks[0].name!r} "
-                f"to {blocks[-1].name!r}"
-            )
-        blocks = chosen
-    return blocks
-
-
 def _build(build: Callable[..., nn.Module], block: Block, options: dict[str, Any]) -> nn.Module:
-    weight = block.weight
-    channels = weight.shape[0]
+    channels = block.weight.shape[0]
     try:
         layer = build(channels, **options)
     except (TypeError, ValueError) as error:
@@ -180,4 +139,4 @@ def _build(build: Callable[..., nn.Module], block: Block, options: dict[str, Any
         raise kind(f"cannot build attention for block {block.name!r} ({channels} channels): {error}") from error
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer must return a torch.nn.Module, got {type(layer).__name__} for block {block.name!r}")
-    return layer.to(device=weight.device, dtype=weight.dtype).train(block.module.training)
+    return like_block(layer, block)

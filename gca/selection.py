@@ -1,0 +1,118 @@
+"""Choose among the residual blocks of a network."""
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from gca.blocks import Block, find_blocks, lookalikes, qualified
+
+Where = Callable[[str, nn.Module], bool]
+
+# Models in which a block can no longer be changed, or not without harm: class -> what to do instead.
+_UNCHANGEABLE = {
+    "torch.nn.parallel.distributed.DistributedDataParallel": "inject first, then wrap (or pass model.module)",
+    "torch.nn.parallel.data_parallel.DataParallel": "inject first, then wrap (or pass model.module)",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "inject first, then shard",
+    "torch.distributed.fsdp._fully_shard._fully_shard.FSDPModule": "inject first, then shard",
+    "torch._dynamo.eval_frame.OptimizedModule": "inject first, then compile",
+    "torch.jit._script.ScriptModule": "inject first, then script or trace",
+    "torch.fx.graph_module.GraphModule": "inject first, then trace, export or extract features",
+}
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_changeable(model: nn.Module) -> None:
+    """Raise if a model, or a part of it, is wrapped, compiled, scripted or traced."""
+    check_model(model)
+    for name, module in model.named_modules():
+        for cls in type(module).__mro__:
+            remedy = _UNCHANGEABLE.get(qualified(cls))
+            if remedy:
+                where = f"its part {name!r}" if name else "the model"
+                raise TypeError(f"the blocks of a {cls.__name__} cannot be changed, and {where} is one; {remedy}")
+
+
+def select(
+    model: nn.Module, stages: int | Iterable[int] | None, blocks: int | Iterable[int] | None, where: Where | None
+) -> list[Block]:
+    """The blocks that all selectors agree on; an error where that is none, or one that cannot be injected."""
+    found = list(find_blocks(model))
+    if not any(block.family for block in found):
+        raise ValueError(_nothing_known(model, found))
+    if stages is not None:
+        found = _in_stages(found, stages)
+    if blocks is not None:
+        found = _at_positions(found, blocks)
+    if where is not None:
+        if not callable(where):
+            raise TypeError(f"where must be a callable (name, block) -> bool, got {where!r}")
+        chosen = [block for block in found if where(block.name, block.module)]
+        if not chosen:
+            raise ValueError(
+                f"where matched none of {len(found)} blocks; their names run from {found[0].name!r} "
+                f"to {found[-1].name!r}"
+            )
+        found = chosen
+    refused = [block for block in found if not block.family]
+    if refused:
+        raise ValueError(
+            f"{len(refused)} of {len(found)} blocks cannot be given attention, {_reasons(refused)}; "
+            f"choose the others with where=, the first of these is {refused[0].name!r}"
+        )
+    return found
+
+
+def _in_stages(found: list[Block], stages: int | Iterable[int]) -> list[Block]:
+    wanted = _integers("stages", stages)
+    present = {block.stage for block in found if block.stage is not None}
+    missing = sorted(wanted - present)
+    if missing or not wanted:
+        raise ValueError(f"stages={stages!r} names no blocks for {missing}; this model has stages {sorted(present)}")
+    return [block for block in found if block.stage in wanted]
+
+
+def _at_positions(found: list[Block], positions: int | Iterable[int]) -> list[Block]:
+    wanted = _integers("blocks", positions)
+    stages: dict[int | None, list[Block]] = {}
+    for block in found:
+        stages.setdefault(block.stage, []).append(block)
+    matches = {
+        position: [stage[position] for stage in stages.values() if -len(stage) <= position < len(stage)]
+        for position in wanted
+    }
+    missing = sorted(position for position, hits in matches.items() if not hits)
+    if missing or not wanted:
+        sizes = ", ".join(f"{stage}: {len(members)}" for stage, members in stages.items())
+        raise ValueError(f"blocks={positions!r} names no block for {missing}; blocks in each stage: {sizes}")
+    names = {block.name for hits in matches.values() for block in hits}
+    return [block for block in found if block.name in names]
+
+
+def _integers(name: str, value: int | Iterable[int]) -> set[int]:
+    values = [value] if isinstance(value, int) or not isinstance(value, Iterable) else list(value)
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise TypeError(f"{name} must be an int or several, got {value!r}")
+    return set(values)
+
+
+def _reasons(refused: list[Block]) -> str:
+    return "; ".join(sorted({f"{qualified(type(block.module))}: {block.refusal}" for block in refused}))
+
+
+def _nothing_known(model: nn.Module, refused: list[Block]) -> str:
+    kind = type(model).__name__
+    if refused:
+        return f"no residual block in {kind} can be given attention: {_reasons(refused)}"
+    seen = lookalikes(model)
+    return (
+        f"no known residual block in {kind}; "
+        + (f"it has blocks of unknown classes: {', '.join(seen)}; " if seen else "")
+        + "known are the ResNet blocks of timm, torchvision, segmentation-models-pytorch, MONAI and transformers; "
+        "docs/families.md lists them"
+    )
