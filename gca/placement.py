@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gca.blocks import SLOTS, Block, slotted_class
 
@@ -75,7 +75,7 @@ def empty(block: Block) -> None:
         delattr(block.occupant, _STACKED)
 
 
-def _is_channels_last(weight: torch.Tensor) -> bool:
+def _is_channels_last(weight: Tensor) -> bool:
     # A 1x1 convolution with one input channel is contiguous in both formats and says nothing.
     return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
@@ -84,6 +84,6 @@ def _is_stacked(layer: nn.Module) -> bool:
     return any(hook is _apply_stacked for hook in layer._forward_hooks.values())
 
 
-def _apply_stacked(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = layer.get_submodule(_STACKED)(output)
+def _apply_stacked(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:  # typed as TorchScript wants it
+    result: Tensor = layer.stacked(output)
     return result
