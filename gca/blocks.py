@@ -55,12 +55,14 @@ FAMILIES: dict[str, BlockFamily] = {
         "resnetv2_18, resnetv2_34", "conv2", "timm.PreActBasic", _NO_NORM
     ),
     "timm.models.resnetv2.Bottleneck": _without_slot("the ResNets inside hybrid ViTs", "conv3", "timm.Bottleneck"),
-    "timm.models.senet.Bottleneck": BlockFamily("legacy_senet, _seresnet, _seresnext", "se_module", "conv3"),
+    "timm.models.senet.Bottleneck": BlockFamily("legacy_senet154, legacy_seresnet50, ...", "se_module", "conv3"),
     "timm.models.senet.SEResNetBlock": BlockFamily(
         "legacy_seresnet18, legacy_seresnet34", "se_module", "conv2", position="the ReLU that follows the last norm"
     ),
     "timm.models.byobnet.BottleneckBlock": BlockFamily(
-        "resnet26t, resnet33ts, resnet61q, gcresnet, eca_resnext, ..., gernet_l", "attn_last", "conv3_1x1.conv"
+        "resnet33ts, resnet51q, resnet50_clip, gcresnet50t, seresnext26ts, regnetz, gernet, mobilevit, ...",
+        "attn_last",
+        "conv3_1x1.conv",
     ),
     "timm.models.byobnet.BasicBlock": BlockFamily("gernet", "attn_last", "conv2_kxk.conv"),
     "timm.models.byobnet.DarkBlock": BlockFamily("byobnet with dark blocks", "attn_last", "conv2_kxk.conv"),
@@ -166,9 +168,10 @@ class Block:
     def stage(self) -> int | None:
         """Stage, counted from 1, as the name of the block gives it; ``None`` outside a stage.
 
-        ``layer1``, ``stage1`` and ``level1`` carry it; in ``stages.0`` and ``stages_0`` the count starts from 0.
+        ``layer1``, ``stage1`` and ``level1`` carry it; in ``stages.0`` the count starts from 0. ``features_only``
+        models have an underscore in place of the dot.
         """
-        found = re.findall(r"(?:^|\.)(layer|stage|level|stages\.|stages_)(\d+)(?=\.|$)", self.name)
+        found = re.findall(r"(?:^|[._])(layer|stage|level|stages[._])(\d+)(?=\.|$)", self.name)
         if not found:
             return None
         word, number = found[-1]

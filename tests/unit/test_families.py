@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from torch import nn
@@ -224,6 +225,23 @@ NEAR = {
 }
 
 
+# segmentation-models-pytorch takes timm's networks with features_only, which renames and regroups their modules.
+TU_ENCODERS = {
+    "resnet33ts": 10,
+    "cspresnext50": 13,
+    "dla34": 12,
+    "hrnet_w18_small": 23,
+    "res2next50": 16,
+    "resnest50d": 16,
+    "seresnet18": 8,
+    "resnetv2_50x1_bit": 16,
+    "legacy_seresnet18": 8,
+    "skresnext50_32x4d": 16,
+    "gernet_m": 14,
+    "botnet26t_256": 8,
+}
+
+
 def on_meta(name: str) -> nn.Module:
     with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -260,6 +278,18 @@ def test_one_model_of_every_other_timm_family_is_refused() -> None:
             ValueError, match=r"no known residual block in \w+; |cannot be given|can be given attention: "
         ):
             gca.inject(on_meta(first[family]), "se", reduction=1)
+
+
+@pytest.mark.parametrize(("name", "blocks"), TU_ENCODERS.items())
+def test_encoders_of_segmentation_models_pytorch_that_come_from_timm(name: str, blocks: int) -> None:
+    with torch.device("meta"):
+        model = smp.Unet(f"tu-{name}", encoder_weights=None)
+    keys = model.state_dict().keys()
+    gca.inject(model, "se", reduction=1, on_existing="stack")
+    assert len(gca.injected(model)) == blocks
+    assert all(layer.startswith("encoder.model.") for layer in gca.injected(model))
+    assert keys <= model.state_dict().keys()
+    assert {block.stage for block in find_blocks(model)} - {None} <= set(range(1, 6))
 
 
 def assert_identity(model: nn.Module) -> None:
