@@ -151,6 +151,18 @@ class Block:
         occupant: nn.Module | None = getattr(self.module, self.slot, None)
         return None if isinstance(occupant, nn.Identity) else occupant
 
+    def slotted_class(self) -> type[nn.Module]:
+        """The class whose ``forward`` calls the slot: the block's own, or its sub-class in ``gca.slots``.
+
+        That is imported on demand; the library of its parent is there, since the block is.
+        """
+        assert self.family is not None
+        if self.family.slotted is None:
+            return type(self.module)
+        module, _, name = self.family.slotted.rpartition(".")
+        cls: type[nn.Module] = getattr(importlib.import_module(module), name)
+        return cls
+
     @property
     def weight(self) -> Tensor:
         """Weight of the last convolution: attention takes its output channels, its device and its dtype."""
@@ -214,11 +226,3 @@ def lookalikes(model: nn.Module) -> list[str]:
             and _identify(name, module) is None
         }
     )
-
-
-def slotted_class(family: BlockFamily) -> type[nn.Module]:
-    """The sub-class that has the slot, imported on demand: its parent's library is there, since the block is."""
-    assert family.slotted is not None
-    module, _, name = family.slotted.rpartition(".")
-    cls: type[nn.Module] = getattr(importlib.import_module(module), name)
-    return cls

@@ -139,4 +139,5 @@ def _build(build: Callable[..., nn.Module], block: Block, options: dict[str, Any
         raise kind(f"cannot build attention for block {block.name!r} ({channels} channels): {error}") from error
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer must return a torch.nn.Module, got {type(layer).__name__} for block {block.name!r}")
+    block.slotted_class()  # imported now, so that nothing can fail once the first slot is filled
     return like_block(layer, block)

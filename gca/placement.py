@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gca.blocks import SLOTS, Block, slotted_class
+from gca.blocks import SLOTS, Block
 
 # A block carries this attribute exactly while its slot holds an injected layer. It is a tuple of one: what the slot
 # held before. Inside a tuple a replaced module is no sub-module, so it adds no key to the state_dict.
@@ -30,8 +30,7 @@ def fill(block: Block, layer: nn.Module) -> None:
     module = block.module
     if not hasattr(module, _BEFORE):  # a second injection must not hide what the network was built with
         setattr(module, _BEFORE, (getattr(module, block.slot, None),))
-        if block.family is not None and block.family.slotted:
-            module.__class__ = slotted_class(block.family)
+        module.__class__ = block.slotted_class()
     setattr(module, block.slot, layer)
 
 

@@ -184,6 +184,15 @@ class TestModelsThatCannotBeChanged:
     def test_data_parallel(self, model: nn.Module) -> None:
         self.check(nn.DataParallel(model), r"a DataParallel cannot be changed, .* \(or pass model.module\)")
 
+    def test_without_the_class_that_has_the_slot(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As with a release of torchvision in which the block has another name."""
+        net = torchvision.models.resnet18().eval()
+        before = snapshot(net)
+        monkeypatch.delattr("gca.slots.torchvision.BasicBlock")
+        with pytest.raises(AttributeError, match="BasicBlock"):
+            gca.inject(net)
+        assert_same(before, snapshot(net))
+
     def test_nothing_to_undo(self) -> None:
         net = torchvision.models.resnet18()
         with pytest.raises(ValueError, match="nothing to eject"):
