@@ -8,15 +8,15 @@ from gca.blocks import Block, find_blocks, lookalikes, qualified
 
 Where = Callable[[str, nn.Module], bool]
 
-# Models in which a block can no longer be changed, or not without harm: class -> what to do instead.
+# torch's wrappers in which a block can no longer be changed, or not without harm: class name -> what to do instead.
 _UNCHANGEABLE = {
-    "torch.nn.parallel.distributed.DistributedDataParallel": "inject first, then wrap (or pass model.module)",
-    "torch.nn.parallel.data_parallel.DataParallel": "inject first, then wrap (or pass model.module)",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "inject first, then shard",
-    "torch.distributed.fsdp._fully_shard._fully_shard.FSDPModule": "inject first, then shard",
-    "torch._dynamo.eval_frame.OptimizedModule": "inject first, then compile",
-    "torch.jit._script.ScriptModule": "inject first, then script or trace",
-    "torch.fx.graph_module.GraphModule": "inject first, then trace, export or extract features",
+    "DistributedDataParallel": "inject first, then wrap (or pass model.module)",
+    "DataParallel": "inject first, then wrap (or pass model.module)",
+    "FullyShardedDataParallel": "inject first, then shard",
+    "FSDPModule": "inject first, then shard",
+    "OptimizedModule": "inject first, then compile",
+    "ScriptModule": "inject first, then script or trace",
+    "GraphModule": "inject first, then trace, export or extract features",
 }
 
 
@@ -31,8 +31,8 @@ def check_changeable(model: nn.Module) -> None:
     check_model(model)
     for name, module in model.named_modules():
         for cls in type(module).__mro__:
-            remedy = _UNCHANGEABLE.get(qualified(cls))
-            if remedy:
+            remedy = _UNCHANGEABLE.get(cls.__name__)
+            if remedy and cls.__module__.startswith("torch."):
                 where = f"its part {name!r}" if name else "the model"
                 raise TypeError(f"the blocks of a {cls.__name__} cannot be changed, and {where} is one; {remedy}")
 

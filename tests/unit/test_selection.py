@@ -4,10 +4,12 @@ import pickle
 import pytest
 import timm
 import torch
+import torch.distributed.fsdp
 import torchvision
 from torch import nn
 
 import gca
+from gca.selection import _UNCHANGEABLE
 from gca.summary import summary
 from tests.conftest import randomize
 from tests.unit.test_inject import IMAGE, assert_same, snapshot
@@ -197,3 +199,17 @@ class TestModelsThatCannotBeChanged:
         net = torchvision.models.resnet18()
         with pytest.raises(ValueError, match="nothing to eject"):
             gca.eject(net)
+
+
+def test_the_wrappers_are_still_called_so() -> None:
+    wrappers = {
+        nn.parallel.DistributedDataParallel,
+        nn.DataParallel,
+        torch.distributed.fsdp.FullyShardedDataParallel,
+        torch.distributed.fsdp.FSDPModule,
+        torch._dynamo.OptimizedModule,
+        torch.jit.ScriptModule,
+        torch.fx.GraphModule,
+    }
+    assert {wrapper.__name__ for wrapper in wrappers} == _UNCHANGEABLE.keys()
+    assert all(wrapper.__module__.startswith("torch.") for wrapper in wrappers)
