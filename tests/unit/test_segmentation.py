@@ -85,12 +85,22 @@ def test_a_checkpoint_without_attention_is_not_loaded_silently(tmp_path: Path) -
         ({"attention_options": {"group": 2}}, TypeError, "unexpected keyword argument 'group'"),
         ({"attention": None, "attention_options": {"groups": 2}}, ValueError, "attention_options need an attention"),
         ({"encoder": "mobilenet_v2"}, ValueError, "no known residual block in MobileNetV2Encoder"),
-        ({"encoder": "resnet18"}, ValueError, 'encoders named "tu-resnet50"'),
+        ({"encoder": "tu-regnetx_002"}, ValueError, r"regnet\.Bottleneck: its own se stands before conv3"),
     ],
 )
 def test_bad_arguments(options: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         gca.GCAResUNet(3, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18", "tu-dla34", "tu-resnetv2_18"])
+def test_encoders_of_other_families(encoder: str, tmp_path: Path) -> None:
+    model = gca.GCAResUNet(3, **{**SMALL, "encoder": encoder}).eval()
+    assert len(gca.injected(model)) == (12 if encoder == "tu-dla34" else 8)
+    model.save_pretrained(tmp_path)
+    loaded = gca.GCAResUNet.from_pretrained(tmp_path).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(x), model(x))
 
 
 def run_python(code: str) -> str:
