@@ -48,7 +48,7 @@ def _row(stage: str, blocks: list[Block]) -> tuple[str, str, str, str, str]:
     layers = [layer for block in blocks for _, layer in placed(block)]
     kinds = list(dict.fromkeys(type(layer).__name__ for layer in layers))
     channels = sorted({block.weight.shape[0] for block in blocks})
-    filled = sum(any(True for _ in placed(block)) for block in blocks)
+    filled = sum(any(placed(block)) for block in blocks)
     # A layer stacked on another is its child, so count every parameter once.
     added = {id(parameter): parameter.numel() for layer in layers for parameter in layer.parameters()}
     return (

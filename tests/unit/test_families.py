@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import gca
-from gca.blocks import FAMILIES, REFUSED, find_blocks
+from gca.blocks import FAMILIES, REFUSED, find_blocks, qualified
 from tests.conftest import randomize
 from tests.models import NETWORKS
 
@@ -53,11 +53,7 @@ LAST = {
 
 
 def family_name(block: nn.Module) -> str:
-    return next(
-        f"{cls.__module__}.{cls.__qualname__}"
-        for cls in type(block).__mro__
-        if f"{cls.__module__}.{cls.__qualname__}" in FAMILIES
-    )
+    return next(qualified(cls) for cls in type(block).__mro__ if qualified(cls) in FAMILIES)
 
 
 @pytest.fixture(params=NETWORKS)
