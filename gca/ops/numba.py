@@ -1,0 +1,363 @@
+"""Pooling and gating as compiled loops over planes, or over rows of channels in channels_last: the choice ``"numba"``.
+
+One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
+Compiled on first use for the processor at hand and kept on disk.
+
+A maximum keeps the first NaN it meets: ``v > m`` is false from then on. The loops over the inner axis are written so
+that they vectorise: elementwise along columns or channels, and along rows by folding a copy of the row in half.
+"""
+
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numba import config, get_num_threads, njit, prange, set_num_threads
+from torch import Tensor
+
+# numba's default threads abort the process if two Python threads start them at the same time.
+_LOCK = Lock()
+_SUM = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+TASKS = 64  # in NCHW; each takes many planes, so that its buffers are made once
+BLOCK = 64  # channels per task in channels_last: the accumulators of 56 columns fit into the first-level cache
+
+
+def refuses(x: Tensor) -> str | None:
+    """Why this implementation cannot take ``x``."""
+    if x.device.type != "cpu":
+        return f"it runs on CPU, got {x.device}"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"it takes float32 and float64, got {x.dtype}"
+    return None
+
+
+def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Descriptors of the rows and the columns, and their maxima where ``kind`` has any."""
+    h, w = x.shape[2:]
+    mean_h, mean_w = _small(x, h), _small(x, w)
+    use_max = kind != "avg"
+    peak_h, peak_w = (_small(x, h), _small(x, w)) if use_max else (mean_h, mean_w)
+    _run(_pool_planes, _pool_rows, x, [x], [mean_h, mean_w, peak_h, peak_w], use_max)
+    if kind == "avg":
+        return mean_h, mean_w, None, None
+    if kind == "max":
+        return peak_h.clone(), peak_w.clone(), peak_h, peak_w
+    return mean_h.add_(peak_h), mean_w.add_(peak_w), peak_h, peak_w
+
+
+def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
+    """``x`` gated along both axes."""
+    y = torch.empty_like(x)
+    _run(_gate_planes, _gate_rows, x, [x, y], [gate_h, gate_w])
+    return y
+
+
+def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the gates."""
+    grad_h, grad_w = _small(x, x.shape[2]), _small(x, x.shape[3])
+    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], [gate_h, gate_w, grad_h, grad_w])
+    return grad_h, grad_w
+
+
+def pool_backward(
+    x: Tensor,
+    peaks: tuple[Tensor | None, Tensor | None],
+    grads: tuple[Tensor | None, Tensor | None],
+    kind: str,
+    grad: Tensor | None,
+    gates: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
+    b, c, h, w = x.shape
+    result = torch.empty_like(x)
+    grad_h, grad_w = (x.new_zeros(b, c, n) if g is None else g for g, n in zip(grads, (h, w), strict=True))
+    peak_h, peak_w = (grad_h if peaks[0] is None else peaks[0], grad_w if peaks[1] is None else peaks[1])
+    if grad is None:
+        grad = torch.zeros_like(x)
+    gate_h, gate_w = (x.new_ones(b, c, h), x.new_ones(b, c, w)) if gates is None else gates
+    small = [gate_h, gate_w, peak_h, peak_w, grad_h, grad_w]
+    _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, kind != "max", kind != "avg")
+    return result
+
+
+def _small(x: Tensor, length: int) -> Tensor:
+    """``(B, C, length)``, channels innermost where they are so in ``x``."""
+    if x.is_contiguous():
+        return x.new_empty(x.shape[0], x.shape[1], length)
+    return x.new_empty(x.shape[0], length, x.shape[1]).transpose(1, 2)
+
+
+def _run(planes: Any, rows: Any, x: Tensor, large: list[Tensor], small: list[Tensor], *flags: bool) -> None:
+    if x.numel() == 0:
+        return
+    b, c, h, w = x.shape
+    if x.is_contiguous():
+        kernel = planes
+        arrays = [t.detach().reshape(b * c, h, w).numpy() for t in large]
+        arrays += [t.detach().reshape(b * c, -1).contiguous().numpy() for t in small]
+    else:
+        kernel = rows
+        arrays = [t.detach().permute(0, 2, 3, 1).numpy() for t in large]
+        arrays += [t.detach().transpose(1, 2).contiguous().numpy() for t in small]
+    with _LOCK:
+        before = get_num_threads()
+        set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        try:
+            kernel(*arrays, *flags)
+        finally:
+            set_num_threads(before)
+
+
+@njit
+def _larger(m: Any, v: Any) -> Any:
+    return v if (v > m or v != v) else m
+
+
+@njit
+def _shares(ties: Any, grad: Any, mean: Any) -> None:
+    """Turn counts of ties into gradient per tie; a maximum that is NaN equals nothing and makes its line NaN."""
+    for j in range(ties.shape[0]):
+        if ties[j] == 0:
+            mean[j] = np.nan
+        else:
+            ties[j] = grad[j] / ties[j]
+
+
+@njit(fastmath=_SUM)
+def _row_sum(row: Any) -> Any:
+    total = row[0]
+    for j in range(1, row.shape[0]):
+        total += row[j]
+    return total
+
+
+@njit
+def _row_max(row: Any, fold: Any) -> Any:
+    n = row.shape[0]
+    if n < 8:
+        peak = row[0]
+        for j in range(1, n):
+            peak = _larger(peak, row[j])
+        return peak
+    source = row
+    while n > 1:
+        half = n // 2
+        for j in range(half):
+            fold[j] = _larger(source[j], source[half + j])
+        if n % 2:
+            fold[0] = _larger(fold[0], source[n - 1])
+        source, n = fold, half
+    return fold[0]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _pool_planes(x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool) -> None:
+    planes, h, w = x.shape
+    tasks = min(planes, TASKS)
+    for task in prange(tasks):
+        fold = np.empty(w, x.dtype)
+        for n in range(task * planes // tasks, (task + 1) * planes // tasks):
+            mean_w[n, :] = x[n, 0]
+            if use_max:
+                peak_w[n, :] = x[n, 0]
+            for i in range(h):
+                row = x[n, i]
+                mean_h[n, i] = _row_sum(row) / w
+                if use_max:
+                    peak_h[n, i] = _row_max(row, fold)
+                if i > 0:
+                    for j in range(w):
+                        mean_w[n, j] += row[j]
+                    if use_max:
+                        for j in range(w):
+                            peak_w[n, j] = _larger(peak_w[n, j], row[j])
+            for j in range(w):
+                mean_w[n, j] /= h
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _pool_rows(x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool) -> None:
+    b, h, w, c = x.shape
+    blocks = (c + BLOCK - 1) // BLOCK
+    for task in prange(b * blocks):
+        n, start = task // blocks, task % blocks * BLOCK
+        block = slice(start, min(start + BLOCK, c))
+        size = min(BLOCK, c - start)
+        mean_w[n, :, block] = x[n, 0, :, block]
+        if use_max:
+            peak_w[n, :, block] = x[n, 0, :, block]
+        for i in range(h):
+            mean, peak = mean_h[n, i, block], peak_h[n, i, block]
+            mean[:] = x[n, i, 0, block]
+            if use_max:
+                peak[:] = x[n, i, 0, block]
+            for j in range(w):
+                values = x[n, i, j, block]
+                if j > 0:
+                    for k in range(size):
+                        mean[k] += values[k]
+                    if use_max:
+                        for k in range(size):
+                            peak[k] = _larger(peak[k], values[k])
+                if i > 0:
+                    column, top = mean_w[n, j, block], peak_w[n, j, block]
+                    for k in range(size):
+                        column[k] += values[k]
+                    if use_max:
+                        for k in range(size):
+                            top[k] = _larger(top[k], values[k])
+            for k in range(size):
+                mean[k] /= w
+        for j in range(w):
+            column = mean_w[n, j, block]
+            for k in range(size):
+                column[k] /= h
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _gate_planes(x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
+    planes, h, w = x.shape
+    for n in prange(planes):
+        columns = gate_w[n]
+        for i in range(h):
+            source, target, row = x[n, i], y[n, i], gate_h[n, i]
+            for j in range(w):
+                target[j] = source[j] * row * columns[j]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _gate_rows(x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
+    b, h, w, c = x.shape
+    for task in prange(b * h):
+        n, i = task // h, task % h
+        row = gate_h[n, i]
+        for j in range(w):
+            source, target, column = x[n, i, j], y[n, i, j], gate_w[n, j]
+            for k in range(c):
+                target[k] = source[k] * row[k] * column[k]
+
+
+@njit(parallel=True, cache=True, nogil=True, fastmath=_SUM)
+def _gate_backward_planes(grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any) -> None:
+    planes, h, w = x.shape
+    for n in prange(planes):
+        columns, below = gate_w[n], grad_w[n]
+        below[:] = 0
+        for i in range(h):
+            grads, values, row = grad[n, i], x[n, i], gate_h[n, i]
+            total = grads[0] * values[0] * columns[0]
+            for j in range(1, w):
+                total += grads[j] * values[j] * columns[j]
+            for j in range(w):
+                below[j] += grads[j] * values[j] * row
+            grad_h[n, i] = total
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _gate_backward_rows(grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any) -> None:
+    b, h, w, c = x.shape
+    blocks = (c + BLOCK - 1) // BLOCK
+    for task in prange(b * blocks):
+        n, start = task // blocks, task % blocks * BLOCK
+        block = slice(start, min(start + BLOCK, c))
+        size = min(BLOCK, c - start)
+        grad_h[n, :, block] = 0
+        grad_w[n, :, block] = 0
+        for i in range(h):
+            row, total = gate_h[n, i, block], grad_h[n, i, block]
+            for j in range(w):
+                grads, values = grad[n, i, j, block], x[n, i, j, block]
+                column, below = gate_w[n, j, block], grad_w[n, j, block]
+                for k in range(size):
+                    product = grads[k] * values[k]
+                    total[k] += product * column[k]
+                    below[k] += product * row[k]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _pool_backward_planes(
+    x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any, peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+    use_mean: bool, use_max: bool,
+) -> None:  # fmt: skip
+    planes, h, w = x.shape
+    tasks = min(planes, TASKS)
+    for task in prange(tasks):
+        # Along the rows and along the columns: what every element gets, and what every maximum gets.
+        every_h, every_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
+        share_h, share_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
+        zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
+        for n in range(task * planes // tasks, (task + 1) * planes // tasks):
+            tops = peak_w[n]
+            if use_mean:
+                every_h[:] = grad_h[n] / w
+                every_w[:] = grad_w[n] / h
+            else:
+                every_h[:] = 0
+                every_w[:] = 0
+            if use_max:
+                share_w[:] = 0
+                for i in range(h):
+                    values, peak, ties = x[n, i], peak_h[n, i], zero
+                    for j in range(w):
+                        share_w[j] += one if values[j] == tops[j] else zero
+                    for j in range(w):
+                        ties += one if values[j] == peak else zero
+                    share_h[i] = ties
+                _shares(share_h, grad_h[n], every_h)
+                _shares(share_w, grad_w[n], every_w)
+            gates = gate_w[n]
+            for i in range(h):
+                values, grads, target = x[n, i], grad[n, i], result[n, i]
+                gate, every, share, peak = gate_h[n, i], every_h[i], share_h[i], peak_h[n, i]
+                if use_max:
+                    for j in range(w):
+                        v = values[j]
+                        at_max = (share if v == peak else zero) + (share_w[j] if v == tops[j] else zero)
+                        target[j] = grads[j] * gate * gates[j] + (every + every_w[j] + at_max)
+                else:
+                    for j in range(w):
+                        target[j] = grads[j] * gate * gates[j] + (every + every_w[j])
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _pool_backward_rows(
+    x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any, peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+    use_mean: bool, use_max: bool,
+) -> None:  # fmt: skip
+    b, h, w, c = x.shape
+    blocks = (c + BLOCK - 1) // BLOCK
+    for task in prange(b * blocks):
+        n, start = task // blocks, task % blocks * BLOCK
+        block = slice(start, min(start + BLOCK, c))
+        size = min(BLOCK, c - start)
+        every_h, every_w = np.zeros((h, size), x.dtype), np.zeros((w, size), x.dtype)
+        share_h, share_w = np.zeros((h, size), x.dtype), np.zeros((w, size), x.dtype)
+        zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
+        if use_mean:
+            every_h[:] = grad_h[n, :, block] / w
+            every_w[:] = grad_w[n, :, block] / h
+        if use_max:
+            for i in range(h):
+                peak, ties = peak_h[n, i, block], share_h[i]
+                for j in range(w):
+                    values, top, ties_below = x[n, i, j, block], peak_w[n, j, block], share_w[j]
+                    for k in range(size):
+                        ties[k] += one if values[k] == peak[k] else zero
+                        ties_below[k] += one if values[k] == top[k] else zero
+            for i in range(h):
+                _shares(share_h[i], grad_h[n, i, block], every_h[i])
+            for j in range(w):
+                _shares(share_w[j], grad_w[n, j, block], every_w[j])
+        for i in range(h):
+            gate, peak, every, share = gate_h[n, i, block], peak_h[n, i, block], every_h[i], share_h[i]
+            for j in range(w):
+                values, grads, target = x[n, i, j, block], grad[n, i, j, block], result[n, i, j, block]
+                gates, top, below, share_below = gate_w[n, j, block], peak_w[n, j, block], every_w[j], share_w[j]
+                if use_max:
+                    for k in range(size):
+                        v = values[k]
+                        at_max = (share[k] if v == peak[k] else zero) + (share_below[k] if v == top[k] else zero)
+                        target[k] = grads[k] * gate[k] * gates[k] + (every[k] + below[k] + at_max)
+                else:
+                    for k in range(size):
+                        target[k] = grads[k] * gate[k] * gates[k] + (every[k] + below[k])
