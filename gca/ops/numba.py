@@ -3,8 +3,7 @@
 One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
 Compiled on first use for the processor at hand and kept on disk.
 
-A maximum keeps the first NaN it meets: ``v > m`` is false from then on. The loops over the inner axis are written so
-that they vectorise: elementwise along columns or channels, and along rows by folding a copy of the row in half.
+The inner loops vectorise: elementwise along columns or channels, and along rows as reductions that may be reordered.
 """
 
 from threading import Lock
@@ -19,7 +18,7 @@ from torch import Tensor
 _LOCK = Lock()
 _SUM = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 TASKS = 64  # in NCHW; each takes many planes, so that its buffers are made once
-BLOCK = 64  # channels per task in channels_last: the accumulators of 56 columns fit into the first-level cache
+BLOCK = 256  # channels per task in channels_last: the accumulators of 56 columns stay in the second-level cache
 
 
 def refuses(x: Tensor) -> str | None:
@@ -109,11 +108,6 @@ def _run(planes: Any, rows: Any, x: Tensor, large: list[Tensor], small: list[Ten
 
 
 @njit
-def _larger(m: Any, v: Any) -> Any:
-    return v if (v > m or v != v) else m
-
-
-@njit
 def _shares(ties: Any, grad: Any, mean: Any) -> None:
     """Turn counts of ties into gradient per tie; a maximum that is NaN equals nothing and makes its line NaN."""
     for j in range(ties.shape[0]):
@@ -131,23 +125,20 @@ def _row_sum(row: Any) -> Any:
     return total
 
 
+@njit(fastmath=_SUM | {"nnan"})
+def _row_max_without_nan(row: Any) -> Any:
+    peak = row[0]
+    for j in range(1, row.shape[0]):
+        peak = row[j] if row[j] > peak else peak
+    return peak
+
+
 @njit
-def _row_max(row: Any, fold: Any) -> Any:
-    n = row.shape[0]
-    if n < 8:
-        peak = row[0]
-        for j in range(1, n):
-            peak = _larger(peak, row[j])
-        return peak
-    source = row
-    while n > 1:
-        half = n // 2
-        for j in range(half):
-            fold[j] = _larger(source[j], source[half + j])
-        if n % 2:
-            fold[0] = _larger(fold[0], source[n - 1])
-        source, n = fold, half
-    return fold[0]
+def _row_max(row: Any) -> Any:
+    peak = row[0]
+    for j in range(1, row.shape[0]):
+        peak = np.maximum(peak, row[j])
+    return peak
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -155,22 +146,22 @@ def _pool_planes(x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use
     planes, h, w = x.shape
     tasks = min(planes, TASKS)
     for task in prange(tasks):
-        fold = np.empty(w, x.dtype)
         for n in range(task * planes // tasks, (task + 1) * planes // tasks):
             mean_w[n, :] = x[n, 0]
             if use_max:
                 peak_w[n, :] = x[n, 0]
             for i in range(h):
                 row = x[n, i]
-                mean_h[n, i] = _row_sum(row) / w
-                if use_max:
-                    peak_h[n, i] = _row_max(row, fold)
+                total = _row_sum(row)
+                mean_h[n, i] = total / w
+                if use_max:  # a row with a NaN has a NaN sum: only then look at it closely
+                    peak_h[n, i] = _row_max_without_nan(row) if total == total else _row_max(row)
                 if i > 0:
                     for j in range(w):
                         mean_w[n, j] += row[j]
                     if use_max:
                         for j in range(w):
-                            peak_w[n, j] = _larger(peak_w[n, j], row[j])
+                            peak_w[n, j] = np.maximum(peak_w[n, j], row[j])
             for j in range(w):
                 mean_w[n, j] /= h
 
@@ -198,14 +189,14 @@ def _pool_rows(x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_m
                         mean[k] += values[k]
                     if use_max:
                         for k in range(size):
-                            peak[k] = _larger(peak[k], values[k])
+                            peak[k] = np.maximum(peak[k], values[k])
                 if i > 0:
                     column, top = mean_w[n, j, block], peak_w[n, j, block]
                     for k in range(size):
                         column[k] += values[k]
                     if use_max:
                         for k in range(size):
-                            top[k] = _larger(top[k], values[k])
+                            top[k] = np.maximum(top[k], values[k])
             for k in range(size):
                 mean[k] /= w
         for j in range(w):
@@ -274,7 +265,7 @@ def _gate_backward_rows(grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any
                     below[k] += product * row[k]
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True, fastmath=_SUM)
 def _pool_backward_planes(
     x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any, peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
     use_mean: bool, use_max: bool,
@@ -319,7 +310,7 @@ def _pool_backward_planes(
                         target[j] = grads[j] * gate * gates[j] + (every + every_w[j])
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True, fastmath=_SUM)
 def _pool_backward_rows(
     x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any, peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
     use_mean: bool, use_max: bool,
@@ -343,6 +334,7 @@ def _pool_backward_rows(
                     values, top, ties_below = x[n, i, j, block], peak_w[n, j, block], share_w[j]
                     for k in range(size):
                         ties[k] += one if values[k] == peak[k] else zero
+                    for k in range(size):
                         ties_below[k] += one if values[k] == top[k] else zero
             for i in range(h):
                 _shares(share_h[i], grad_h[n, i, block], every_h[i])
@@ -353,11 +345,9 @@ def _pool_backward_rows(
             for j in range(w):
                 values, grads, target = x[n, i, j, block], grad[n, i, j, block], result[n, i, j, block]
                 gates, top, below, share_below = gate_w[n, j, block], peak_w[n, j, block], every_w[j], share_w[j]
-                if use_max:
+                for k in range(size):
+                    target[k] = grads[k] * gate[k] * gates[k] + (every[k] + below[k])
+                if use_max:  # a loop of its own: LLVM does not vectorise one over more than some eight arrays
                     for k in range(size):
                         v = values[k]
-                        at_max = (share[k] if v == peak[k] else zero) + (share_below[k] if v == top[k] else zero)
-                        target[k] = grads[k] * gate[k] * gates[k] + (every[k] + below[k] + at_max)
-                else:
-                    for k in range(size):
-                        target[k] = grads[k] * gate[k] * gates[k] + (every[k] + below[k])
+                        target[k] += (share[k] if v == peak[k] else zero) + (share_below[k] if v == top[k] else zero)
