@@ -8,6 +8,7 @@ equations written literally with adaptive pools, in NCHW whatever the layout of 
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -168,16 +169,19 @@ def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     literal_x = x.contiguous()
     contenders = [*ops_contenders(x, literal_x), *module_contenders(x, literal_x, options.compiled)]
     copy = {"copy": lambda: target.copy_(x)}
-    forward = interleave(copy | {name: call for name, call, _ in contenders}, x.device, options.rounds)
-    both = interleave({name: call for name, _, call in contenders}, x.device, options.rounds)
+    forwards = {name: call for name, call, _ in contenders}
+    boths = {name: call for name, _, call in contenders}
+    forward = interleave(copy | forwards, x.device, options.rounds)
+    both = interleave(boths, x.device, options.rounds)
+    forward_peak, both_peak = peak_bytes(forwards, x.device), peak_bytes(boths, x.device)
     yield {"contender": "copy", **{f"forward_{key}": value for key, value in forward["copy"].items()}}
-    for name, call, call_both in contenders:
+    for name in forwards:
         yield {
             "contender": name,
             **{f"forward_{key}": value for key, value in forward[name].items()},
             **{f"both_{key}": value for key, value in both[name].items()},
-            "forward_peak_of_x": peak_bytes(call, x.device) / x.nbytes,
-            "both_peak_of_x": peak_bytes(call_both, x.device) / x.nbytes,
+            "forward_peak_of_x": forward_peak[name] / x.nbytes,
+            "both_peak_of_x": both_peak[name] / x.nbytes,
         }
 
 
@@ -219,6 +223,7 @@ def main() -> None:
             image = torch.randn(options.batch, channels, side, side, device=device, dtype=getattr(torch, dtype))
             for layout in options.layouts:
                 shape = f"{options.batch}x{channels}x{side}x{side}"
+                print(shape, layout, dtype, file=sys.stderr, flush=True)
                 for row in measure(image.contiguous(memory_format=LAYOUTS[layout]), options):
                     rows.append({"shape": shape, "layout": layout, "dtype": dtype, **row})
     add_speedups(rows)

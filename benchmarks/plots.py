@@ -31,3 +31,21 @@ def plot_layers(means: list[Row], where: Row, path: Path) -> None:
         f"Geometric mean over the stages of a ResNet-50, {dtype}; dotted: one copy of x\n{where['device']}", fontsize=9
     )
     figure.savefig(path, dpi=130)
+
+
+def plot_models(rows: list[Row], where: Row, path: Path) -> None:
+    """Time of whole networks over that without attention."""
+    figure = Figure(figsize=(8, 0.45 * len(rows) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    timed = [row for row in rows if row["contender"] != "no attention"]
+    names = [f"{row['network']}, {row['mode']}, {row['run']}: {row['contender']}" for row in timed]
+    colours = ["C7" if "literal" in name else "C0" for name in names]
+    bars = axes.barh(names, [row["overhead_percent"] for row in timed], color=colours)
+    axes.bar_label(bars, fmt="%.1f %%", padding=2, fontsize=8)
+    axes.axvline(0, color="k", linewidth=0.8)
+    axes.set(xlabel="time over the network without attention, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    figure.suptitle(f"GCA in all 16 bottlenecks\n{where['device']}", fontsize=9)
+    figure.savefig(path, dpi=130)

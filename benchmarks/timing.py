@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler would print a line per measurement
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would print a line per measurement
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 Row = dict[str, Any]
 
@@ -70,23 +71,32 @@ def _summary(values: list[float]) -> Row:
     return {"ms": median, "ms_q1": low, "ms_q3": high, "ms_min": min(values)}
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Most memory held at once by tensors that ``call`` allocates."""
-    call()
+def peak_bytes(contenders: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, int]:
+    """Most memory held at once by the tensors that each contender allocates."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return {name: _cuda_peak(call, device) for name, call in contenders.items()}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    held = peak = 0
-    events = (e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]")
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+        for name, call in contenders.items():
+            with record_function(f"peak of {name}"):
+                call()
+    events = recorded.profiler.kineto_results.events()
+    spans = {event.name(): (event.start_ns(), event.end_ns()) for event in events}
+    allocations = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    peaks = {}
+    for name in contenders:
+        start, end = spans[f"peak of {name}"]
+        held = accumulate(size for time, size in allocations if start <= time <= end)
+        peaks[name] = max(held, default=0)
+    return peaks
+
+
+def _cuda_peak(call: Callable[[], object], device: torch.device) -> int:
+    call()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -48,8 +48,8 @@ def _as(grad: Tensor, x: Tensor) -> Tensor:
 class _Pool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
-        pooled_h, pooled_w, peak_h, peak_w = kernels.pool(x, kind)
-        ctx.save_for_backward(x, peak_h, peak_w)
+        pooled_h, pooled_w, saved = kernels.pool(x, kind)  # saved: the maxima, then whatever else its backward needs
+        ctx.save_for_backward(x, *saved)
         ctx.set_materialize_grads(False)
         ctx.kind, ctx.kernels = kind, kernels
         ctx.hands_on_x, ctx.sent = True, None
@@ -57,7 +57,7 @@ class _Pool(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, *peaks = ctx.saved_tensors
+        x, *saved = ctx.saved_tensors
         grad_h, grad_w, grad_x = grads
         sent, ctx.sent = ctx.sent, None
         gates = None
@@ -71,11 +71,11 @@ class _Pool(Function):
         if _differentiable(x, *grads):
             if grad_x is not None and gates is not None:
                 grad_x = plain.axis_gate(grad_x, *gates)
-            total = plain.axis_pool_gradient(x, tuple(peaks), (grad_h, grad_w), ctx.kind)
+            total = plain.axis_pool_gradient(x, saved[:2], (grad_h, grad_w), ctx.kind)
             return total if grad_x is None else total + grad_x, None, None
         if grad_x is not None:
             grad_x = _as(grad_x, x)
-        return ctx.kernels.pool_backward(x, tuple(peaks), (grad_h, grad_w), ctx.kind, grad_x, gates), None, None
+        return ctx.kernels.pool_backward(x, saved, (grad_h, grad_w), ctx.kind, grad_x, gates), None, None
 
 
 class _Gate(Function):

@@ -17,7 +17,7 @@ def refuses(x: Tensor) -> str | None:
     return None if x.dtype.is_floating_point else f"it needs floating point, got {x.dtype}"
 
 
-def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Descriptors of the rows and the columns, and their maxima where ``kind`` has any."""
     pooled: list[Tensor] = []
     peaks: list[Tensor | None] = []
@@ -30,7 +30,7 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | 
             mean = _mean(x, dim).squeeze(dim)
             pooled.append(mean if peak is None else mean + peak)
         peaks.append(peak)
-    return pooled[0], pooled[1], peaks[0], peaks[1]
+    return pooled[0], pooled[1], peaks
 
 
 def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tu
 
 def pool_backward(
     x: Tensor,
-    peaks: tuple[Tensor | None, Tensor | None],
+    peaks: list[Tensor | None],
     grads: tuple[Tensor | None, Tensor | None],
     kind: str,
     grad: Tensor | None,

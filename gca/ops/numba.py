@@ -30,7 +30,7 @@ def refuses(x: Tensor) -> str | None:
     return None
 
 
-def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Descriptors of the rows and the columns, and their maxima where ``kind`` has any."""
     h, w = x.shape[2:]
     mean_h, mean_w = _small(x, h), _small(x, w)
@@ -38,10 +38,10 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | 
     peak_h, peak_w = (_small(x, h), _small(x, w)) if use_max else (mean_h, mean_w)
     _run(_pool_planes, _pool_rows, x, [x], [mean_h, mean_w, peak_h, peak_w], use_max)
     if kind == "avg":
-        return mean_h, mean_w, None, None
+        return mean_h, mean_w, [None, None]
     if kind == "max":
-        return peak_h.clone(), peak_w.clone(), peak_h, peak_w
-    return mean_h.add_(peak_h), mean_w.add_(peak_w), peak_h, peak_w
+        return peak_h.clone(), peak_w.clone(), [peak_h, peak_w]
+    return mean_h.add_(peak_h), mean_w.add_(peak_w), [peak_h, peak_w]
 
 
 def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tu
 
 def pool_backward(
     x: Tensor,
-    peaks: tuple[Tensor | None, Tensor | None],
+    peaks: list[Tensor | None],
     grads: tuple[Tensor | None, Tensor | None],
     kind: str,
     grad: Tensor | None,

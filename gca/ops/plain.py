@@ -4,6 +4,8 @@ A captured graph (compile, export, trace, script, FX, torch.func) always holds t
 can fuse them with what comes before and after.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def axis_gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
 
 
 def axis_pool_gradient(
-    x: Tensor, peaks: tuple[Tensor | None, Tensor | None], grads: tuple[Tensor | None, Tensor | None], pool: str
+    x: Tensor, peaks: Sequence[Tensor | None], grads: tuple[Tensor | None, Tensor | None], pool: str
 ) -> Tensor:
     """Gradient of :func:`axis_pool`, itself differentiable; ``peaks`` are the maxima of the rows and the columns."""
     total = torch.zeros_like(x)

@@ -1,6 +1,7 @@
 """Every implementation of the two operations against the formulas, in float64."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,10 +13,12 @@ import gca
 from gca import ops
 from gca.ops import POOLS, reference
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FAST = [
     "plain",
     "torch",
     pytest.param("numba", marks=pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")),
+    pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")),
 ]
 SIZES = [(6, 9), (1, 5), (4, 1), (1, 1), (2, 2), (17, 33)]
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided")
