@@ -39,7 +39,7 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Descriptors of the rows and the columns; the maxima and how often each is attained, where ``kind`` has any."""
     b, c, h, w = x.shape
     pooled = x.new_empty(b, c, h), x.new_empty(b, c, w)
-    saved: list[Tensor | None] = 4 * [None]
+    saved: list[Tensor | None] = [None, None, None, None]
     if kind != "avg":
         counts = (x.new_empty(b, c, n, dtype=torch.int32) for n in (h, w))
         saved = [*(torch.empty_like(p) for p in pooled), *counts]

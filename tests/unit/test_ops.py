@@ -97,6 +97,7 @@ def test_captured_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tenso
     torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")  # torch itself, on first use
 def test_forward_mode_differentiation(x: Tensor) -> None:
     layer = gca.GroupedCoordinateAttention(8, dtype=torch.float64).eval()
     x, tangent = x.double(), torch.randn(x.shape, dtype=torch.float64)
