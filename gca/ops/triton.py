@@ -103,8 +103,10 @@ def _launch(
 
 
 @triton.jit
-def _larger(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+def _max(v, axis: tl.constexpr):
+    """``tl.max`` ignores NaN; here a NaN wins, as in torch."""
+    has_nan = tl.max((v != v).to(tl.int32), axis) > 0
+    return tl.where(has_nan, float("nan"), tl.max(v, axis))
 
 
 @triton.jit
@@ -143,13 +145,13 @@ def _pool(
             total += tl.sum(v, 1)
         if MAX:
             v = tl.where(inside, v, float("-inf"))
-            top = tl.reduce(v, 2, _larger)
+            top = _max(v, 2)
             described += top
             tl.store(peak_h + rows, top, mask=rows_in)
             tl.store(ties_h + rows, tl.sum((inside & (v == top[:, :, None])).to(tl.int32), 2), mask=rows_in)
-            top = tl.reduce(v, 1, _larger)
+            top = _max(v, 1)
             again = tl.sum((inside & (v == top[:, None, :])).to(tl.int32), 1)
-            higher = _larger(peak, top)
+            higher = tl.maximum(peak, top, propagate_nan=tl.PropagateNan.ALL)
             ties = tl.where(peak == higher, ties, 0) + tl.where(top == higher, again, 0)
             peak = higher
         tl.store(pooled_h + rows, described, mask=rows_in)
