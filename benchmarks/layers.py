@@ -131,7 +131,7 @@ def module_contenders(x: Tensor, literal_x: Tensor, compiled: bool) -> Iterator[
     with ops.use("reference"), torch.no_grad():
         expected = double(x.double())
     for name, module in built.items():
-        choices = [None] if name not in ("GCA", "coord") else fast(x.device)
+        choices = fast(x.device) if name == "GCA" else [None]
         for choice in choices:
             yield module_contender(name, module, literal_x if name == "literal" else x, choice, expected)
     if compiled:
@@ -167,7 +167,11 @@ def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of one shape, layout and dtype."""
     target = torch.empty_like(x)
     literal_x = x.contiguous()
-    contenders = [*ops_contenders(x, literal_x), *module_contenders(x, literal_x, options.compiled)]
+    contenders = []
+    if "ops" in options.what:
+        contenders += ops_contenders(x, literal_x)
+    if "modules" in options.what:
+        contenders += module_contenders(x, literal_x, options.compiled)
     copy = {"copy": lambda: target.copy_(x)}
     forwards = {name: call for name, call, _ in contenders}
     boths = {name: call for name, _, call in contenders}
@@ -191,7 +195,7 @@ def add_speedups(rows: list[Row]) -> None:
     for row in rows:
         literal = "ops literal" if row["contender"].startswith("ops ") else "literal"
         for key in ("forward", "both"):
-            if f"{key}_ms" in row:
+            if f"{key}_ms" in row and row["contender"] != "copy":
                 row[f"{key}_speedup"] = base[literal, row["shape"], row["dtype"]][f"{key}_ms"] / row[f"{key}_ms"]
 
 
@@ -209,6 +213,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "layers_cpu")
+    parser.add_argument("--what", nargs="+", default=["ops", "modules"], choices=["ops", "modules"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"], help="default: %(default)s")
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
