@@ -167,7 +167,7 @@ def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of one shape, layout and dtype."""
     target = torch.empty_like(x)
     literal_x = x.contiguous()
-    contenders = []
+    contenders: list[tuple[str, Call, Call]] = []
     if "ops" in options.what:
         contenders += ops_contenders(x, literal_x)
     if "modules" in options.what:

@@ -3,21 +3,25 @@
 One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
 Compiled on first use for the processor at hand and kept on disk.
 
+The tasks are shared out among ``torch.get_num_threads()`` Python threads, which the loops leave free to run side by
+side. numba's own threads would do as well, but they change the number of threads that torch uses, and abort the process
+where two threads of the program start them at once.
+
 The inner loops vectorise: elementwise along columns or channels, and along rows as reductions that may be reordered.
 """
 
-from threading import Lock
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config, get_num_threads, njit, prange, set_num_threads
+from numba import njit
 from torch import Tensor
 
-# numba's default threads abort the process if two Python threads start them at the same time.
-_LOCK = Lock()
 _SUM = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
-TASKS = 64  # in NCHW; each takes many planes, so that its buffers are made once
 BLOCK = 256  # channels per task in channels_last: the accumulators of 56 columns stay in the second-level cache
 
 
@@ -47,7 +51,7 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
 def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    _run(_gate_planes, _gate_rows, x, [x, y], [gate_h, gate_w])
+    _run(_gate_planes, _gate_rows, x, [x, y], [gate_h, gate_w], rows_tasks=x.shape[0] * x.shape[2])
     return y
 
 
@@ -86,25 +90,37 @@ def _small(x: Tensor, length: int) -> Tensor:
     return x.new_empty(x.shape[0], length, x.shape[1]).transpose(1, 2)
 
 
-def _run(planes: Any, rows: Any, x: Tensor, large: list[Tensor], small: list[Tensor], *flags: bool) -> None:
+def _run(
+    planes: Any, rows: Any, x: Tensor, large: list[Tensor], small: list[Tensor], *flags: bool, rows_tasks: int = 0
+) -> None:
     if x.numel() == 0:
         return
     b, c, h, w = x.shape
     if x.is_contiguous():
-        kernel = planes
+        kernel, tasks = planes, b * c
         arrays = [t.detach().reshape(b * c, h, w).numpy() for t in large]
         arrays += [t.detach().reshape(b * c, -1).contiguous().numpy() for t in small]
     else:
         kernel = rows
         arrays = [t.detach().permute(0, 2, 3, 1).numpy() for t in large]
         arrays += [t.detach().transpose(1, 2).contiguous().numpy() for t in small]
-    with _LOCK:
-        before = get_num_threads()
-        set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        try:
-            kernel(*arrays, *flags)
-        finally:
-            set_num_threads(before)
+        tasks = rows_tasks or b * -(-c // BLOCK)
+    threads = min(torch.get_num_threads(), tasks)
+    bounds = [tasks * k // threads for k in range(threads + 1)]
+    spans = list(pairwise(bounds))
+    futures = [_workers().submit(kernel, *[*span, *arrays, *flags]) for span in spans[1:]]
+    kernel(*spans[0], *arrays, *flags)
+    for future in futures:
+        future.result()
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gca.ops.numba")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 @njit
@@ -141,36 +157,38 @@ def _row_max(row: Any) -> Any:
     return peak
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _pool_planes(x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool) -> None:
-    planes, h, w = x.shape
-    tasks = min(planes, TASKS)
-    for task in prange(tasks):
-        for n in range(task * planes // tasks, (task + 1) * planes // tasks):
-            mean_w[n, :] = x[n, 0]
-            if use_max:
-                peak_w[n, :] = x[n, 0]
-            for i in range(h):
-                row = x[n, i]
-                total = _row_sum(row)
-                mean_h[n, i] = total / w
-                if use_max:  # a row with a NaN has a NaN sum: only then look at it closely
-                    peak_h[n, i] = _row_max_without_nan(row) if total == total else _row_max(row)
-                if i > 0:
+@njit(cache=True, nogil=True)
+def _pool_planes(
+    first: int, last: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
+) -> None:
+    _, h, w = x.shape
+    for n in range(first, last):
+        mean_w[n, :] = x[n, 0]
+        if use_max:
+            peak_w[n, :] = x[n, 0]
+        for i in range(h):
+            row = x[n, i]
+            total = _row_sum(row)
+            mean_h[n, i] = total / w
+            if use_max:  # a row with a NaN has a NaN sum: only then look at it closely
+                peak_h[n, i] = _row_max_without_nan(row) if total == total else _row_max(row)
+            if i > 0:
+                for j in range(w):
+                    mean_w[n, j] += row[j]
+                if use_max:
                     for j in range(w):
-                        mean_w[n, j] += row[j]
-                    if use_max:
-                        for j in range(w):
-                            peak_w[n, j] = np.maximum(peak_w[n, j], row[j])
-            for j in range(w):
-                mean_w[n, j] /= h
+                        peak_w[n, j] = np.maximum(peak_w[n, j], row[j])
+        for j in range(w):
+            mean_w[n, j] /= h
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _pool_rows(x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool) -> None:
-    b, h, w, c = x.shape
+@njit(cache=True, nogil=True)
+def _pool_rows(
+    first: int, last: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
+) -> None:
+    _, h, w, c = x.shape
     blocks = (c + BLOCK - 1) // BLOCK
-    for task in prange(b * blocks):
+    for task in range(first, last):
         n, start = task // blocks, task % blocks * BLOCK
         block = slice(start, min(start + BLOCK, c))
         size = min(BLOCK, c - start)
@@ -205,10 +223,10 @@ def _pool_rows(x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_m
                 column[k] /= h
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _gate_planes(x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
-    planes, h, w = x.shape
-    for n in prange(planes):
+@njit(cache=True, nogil=True)
+def _gate_planes(first: int, last: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
+    _, h, w = x.shape
+    for n in range(first, last):
         columns = gate_w[n]
         for i in range(h):
             source, target, row = x[n, i], y[n, i], gate_h[n, i]
@@ -216,10 +234,10 @@ def _gate_planes(x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
                 target[j] = source[j] * row * columns[j]
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _gate_rows(x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
-    b, h, w, c = x.shape
-    for task in prange(b * h):
+@njit(cache=True, nogil=True)
+def _gate_rows(first: int, last: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
+    _, h, w, c = x.shape
+    for task in range(first, last):
         n, i = task // h, task % h
         row = gate_h[n, i]
         for j in range(w):
@@ -228,10 +246,12 @@ def _gate_rows(x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
                 target[k] = source[k] * row[k] * column[k]
 
 
-@njit(parallel=True, cache=True, nogil=True, fastmath=_SUM)
-def _gate_backward_planes(grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any) -> None:
-    planes, h, w = x.shape
-    for n in prange(planes):
+@njit(cache=True, nogil=True, fastmath=_SUM)
+def _gate_backward_planes(
+    first: int, last: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
+) -> None:
+    _, h, w = x.shape
+    for n in range(first, last):
         columns, below = gate_w[n], grad_w[n]
         below[:] = 0
         for i in range(h):
@@ -244,11 +264,13 @@ def _gate_backward_planes(grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: A
             grad_h[n, i] = total
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _gate_backward_rows(grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any) -> None:
-    b, h, w, c = x.shape
+@njit(cache=True, nogil=True)
+def _gate_backward_rows(
+    first: int, last: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
+) -> None:
+    _, h, w, c = x.shape
     blocks = (c + BLOCK - 1) // BLOCK
-    for task in prange(b * blocks):
+    for task in range(first, last):
         n, start = task // blocks, task % blocks * BLOCK
         block = slice(start, min(start + BLOCK, c))
         size = min(BLOCK, c - start)
@@ -265,59 +287,59 @@ def _gate_backward_rows(grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any
                     below[k] += product * row[k]
 
 
-@njit(parallel=True, cache=True, nogil=True, fastmath=_SUM)
+@njit(cache=True, nogil=True, fastmath=_SUM)
 def _pool_backward_planes(
-    x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any, peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+    first: int, last: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
+    peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
     use_mean: bool, use_max: bool,
 ) -> None:  # fmt: skip
-    planes, h, w = x.shape
-    tasks = min(planes, TASKS)
-    for task in prange(tasks):
-        # Along the rows and along the columns: what every element gets, and what every maximum gets.
-        every_h, every_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
-        share_h, share_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
-        zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
-        for n in range(task * planes // tasks, (task + 1) * planes // tasks):
-            tops = peak_w[n]
-            if use_mean:
-                every_h[:] = grad_h[n] / w
-                every_w[:] = grad_w[n] / h
-            else:
-                every_h[:] = 0
-                every_w[:] = 0
-            if use_max:
-                share_w[:] = 0
-                for i in range(h):
-                    values, peak, ties = x[n, i], peak_h[n, i], zero
-                    for j in range(w):
-                        share_w[j] += one if values[j] == tops[j] else zero
-                    for j in range(w):
-                        ties += one if values[j] == peak else zero
-                    share_h[i] = ties
-                _shares(share_h, grad_h[n], every_h)
-                _shares(share_w, grad_w[n], every_w)
-            gates = gate_w[n]
+    _, h, w = x.shape
+    # Along the rows and along the columns: what every element gets, and what every maximum gets.
+    every_h, every_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
+    share_h, share_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
+    zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
+    for n in range(first, last):
+        tops = peak_w[n]
+        if use_mean:
+            every_h[:] = grad_h[n] / w
+            every_w[:] = grad_w[n] / h
+        else:
+            every_h[:] = 0
+            every_w[:] = 0
+        if use_max:
+            share_w[:] = 0
             for i in range(h):
-                values, grads, target = x[n, i], grad[n, i], result[n, i]
-                gate, every, share, peak = gate_h[n, i], every_h[i], share_h[i], peak_h[n, i]
-                if use_max:
-                    for j in range(w):
-                        v = values[j]
-                        at_max = (share if v == peak else zero) + (share_w[j] if v == tops[j] else zero)
-                        target[j] = grads[j] * gate * gates[j] + (every + every_w[j] + at_max)
-                else:
-                    for j in range(w):
-                        target[j] = grads[j] * gate * gates[j] + (every + every_w[j])
+                values, peak, ties = x[n, i], peak_h[n, i], zero
+                for j in range(w):
+                    share_w[j] += one if values[j] == tops[j] else zero
+                for j in range(w):
+                    ties += one if values[j] == peak else zero
+                share_h[i] = ties
+            _shares(share_h, grad_h[n], every_h)
+            _shares(share_w, grad_w[n], every_w)
+        gates = gate_w[n]
+        for i in range(h):
+            values, grads, target = x[n, i], grad[n, i], result[n, i]
+            gate, every, share, peak = gate_h[n, i], every_h[i], share_h[i], peak_h[n, i]
+            if use_max:
+                for j in range(w):
+                    v = values[j]
+                    at_max = (share if v == peak else zero) + (share_w[j] if v == tops[j] else zero)
+                    target[j] = grads[j] * gate * gates[j] + (every + every_w[j] + at_max)
+            else:
+                for j in range(w):
+                    target[j] = grads[j] * gate * gates[j] + (every + every_w[j])
 
 
-@njit(parallel=True, cache=True, nogil=True, fastmath=_SUM)
+@njit(cache=True, nogil=True, fastmath=_SUM)
 def _pool_backward_rows(
-    x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any, peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+    first: int, last: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
+    peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
     use_mean: bool, use_max: bool,
 ) -> None:  # fmt: skip
-    b, h, w, c = x.shape
+    _, h, w, c = x.shape
     blocks = (c + BLOCK - 1) // BLOCK
-    for task in prange(b * blocks):
+    for task in range(first, last):
         n, start = task // blocks, task % blocks * BLOCK
         block = slice(start, min(start + BLOCK, c))
         size = min(BLOCK, c - start)

@@ -1,8 +1,10 @@
 """The choice among implementations of the operations."""
 
 import copy
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -123,3 +125,35 @@ def test_importing_gca_loads_no_compiler() -> None:
     code = "import sys, gca; sys.exit(' '.join({'numba', 'triton', 'timm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == "\n" or done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(bool(ops.unavailable()["numba"]), reason="needs numba")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    layer = gca.GroupedCoordinateAttention(8).eval()
+    images = [torch.randn(2, 8, 7, 9) for _ in range(8)]
+    with ops.use("plain"), torch.no_grad():
+        expected = [layer(image) for image in images]
+    with ops.use("numba"), ThreadPoolExecutor(4) as callers:
+        actual = list(callers.map(lambda image: layer(image).detach(), images))
+    torch.testing.assert_close(actual, expected)
+    monkeypatch.undo()
+    before = torch.get_num_threads()
+    with ops.use("numba"):
+        layer(images[0])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(bool(ops.unavailable()["numba"]) or not hasattr(os, "fork"), reason="needs numba and fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the process has threads: that is the point
+def test_numba_after_a_fork(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with ops.use("numba"):
+        expected = ops.axis_pool(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(ops.axis_pool(x)[0], expected[0]) else 1)
+        assert os.waitpid(child, 0)[1] == 0
