@@ -136,6 +136,8 @@ def stack_slices(name: str, paths: Iterable[Path], read: Callable[[Path], Volume
     shapes = {piece.image.shape[-2:] for piece in slices}
     if len(shapes) > 1:
         raise DataError(f"slices of {name} differ in shape ({sorted(shapes)}), so they cannot be one volume")
+    if len({piece.spacing for piece in slices}) > 1:
+        raise DataError(f"slices of {name} differ in spacing, so they cannot be one volume")
     return Volume(
         name,
         np.concatenate([piece.image for piece in slices]),

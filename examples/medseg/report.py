@@ -95,7 +95,7 @@ def _scan_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
     unit = summary["hd95_unit_strict"]
     lines = [
         f"{'':14}{'Dice %':>16}{'HD95':>10}{'HD95':>11}{'missed':>9}{'cases':>7}{'paper Dice %':>16}",
-        f"{'':14}{'':16}{'strict':>10}{'transunet':>11}",
+        f"{'':14}{'strict':>16}{'strict':>10}{'transunet':>11}",
     ]
     for name, row in summary["classes"].items():
         strict = row["strict"]

@@ -31,7 +31,7 @@ def open_synapse(folder: Path, settings: Settings) -> Split:
             f"no data folder {folder}; give --data a folder that holds train_npz/, test_vol_h5/ and lists_Synapse/, "
             "or leave --data out to train on synthetic phantoms"
         )
-    train, test = _training_cases(folder), _test_cases(folder)
+    train, test = _training_cases(folder, whole=settings.fold is not None), _test_cases(folder)
     if settings.fold is None:
         name = f"lists of the folder ({len(train)} cases for training, {len(test)} for test)"
     else:
@@ -64,7 +64,7 @@ def _read(path: Path, name: str, dimensions: int) -> Volume:
     )
 
 
-def _training_cases(folder: Path) -> list[Case]:
+def _training_cases(folder: Path, *, whole: bool) -> list[Case]:
     paths = _listed(folder, "train.txt", "train_npz", ".npz")
     slices: dict[str, list[Path]] = {}
     for path in paths:
@@ -72,6 +72,12 @@ def _training_cases(folder: Path) -> list[Case]:
         if not (found and number.isdigit()):
             raise DataError(f"{path.name} in {folder / 'lists_Synapse/train.txt'} is not named caseNNNN_sliceZZZ")
         slices.setdefault(case, []).append(path)
+    for case, members in slices.items() if whole else ():
+        if gaps := set(range(len(members))) - set(map(_slice_number, members)):
+            raise DataError(
+                f"{folder / 'lists_Synapse/train.txt'} names {len(members)} slices of {case} but not number "
+                f"{min(gaps)}; in a cross-validation every case is tested as a volume, so name all its slices from 0"
+            )
     return [
         Case(name, name, partial(stack_slices, name, sorted(members, key=_slice_number), read_slice))
         for name, members in slices.items()

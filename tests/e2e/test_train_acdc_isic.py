@@ -75,6 +75,13 @@ def test_a_baseline_on_photographs(isic: Path, tmp_path: Path) -> None:
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
 
 
+def test_mixed_precision(acdc: Path, tmp_path: Path) -> None:
+    call(train_acdc.main, "--data", acdc, "--out", tmp_path, *QUICK, "--precision", "bf16-mixed")
+    found = results(tmp_path)
+    assert found["settings"]["precision"] == "bf16-mixed"
+    assert np.isfinite(found["training"]["best_val_loss"])
+
+
 def test_the_speed_of_loading_alone(isic: Path, tmp_path: Path) -> None:
     printed = call(train_isic.main, "--data", isic, "--out", tmp_path, *QUICK, "--time-loader")
     assert "images/s" in printed

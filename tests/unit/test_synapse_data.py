@@ -214,6 +214,20 @@ class TestFolder:
         with pytest.raises(DataError, match=rf"{name}.npz in .*train.txt is not named caseNNNN_sliceZZZ"):
             open_synapse(folder, SETTINGS)
 
+    def test_slices_of_one_case_that_differ_in_spacing(self, folder: Path) -> None:
+        image, label = np.full(SHAPE[1:], 0.5, np.float32), np.zeros(SHAPE[1:], np.uint8)
+        np.savez(folder / "train_npz" / "case0000_slice003.npz", image=image, label=label, spacing=np.array([3, 1, 1]))
+        (case,) = open_synapse(folder, SETTINGS).train
+        with pytest.raises(DataError, match=r"slices of case0000 differ in spacing"):
+            case.read()
+
+    def test_a_missing_slice_matters_where_the_case_is_tested(self, folder: Path) -> None:
+        listed = folder / "lists_Synapse" / "train.txt"
+        listed.write_text(listed.read_text().replace("case0000_slice003\n", ""))
+        assert len(open_synapse(folder, SETTINGS).train) == 1
+        with pytest.raises(DataError, match=r"names 19 slices of case0000 but not number 3; in a cross-validation"):
+            open_synapse(folder, replace(SETTINGS, fold=1, folds=2))
+
     def test_slices_of_one_case_that_differ_in_shape(self, folder: Path) -> None:
         np.savez(folder / "train_npz" / "case0000_slice003.npz", image=GOOD, label=LABEL)
         (case,) = open_synapse(folder, SETTINGS).train
