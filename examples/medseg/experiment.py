@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -62,6 +63,8 @@ def main(
             run_all(benchmark, runs, options.out, [*script_options, *arguments])
     except (DataError, RunError) as error:
         sys.exit(f"error: {error}")
+    except torch.cuda.OutOfMemoryError as error:
+        sys.exit(f"error: {error}; lower --batch-size or --size, or train on more --devices, and go on with --resume")
     except OSError as error:
         sys.exit(f"error: {error}; free the disk or choose another --out, and go on with --resume")
 
