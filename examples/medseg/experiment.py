@@ -84,7 +84,7 @@ def run_one(benchmark: Benchmark, run: Run, synthetic: Synthetic | None = None) 
     if run.time_loader:
         print(f"Loading alone: {images_per_second(slices):.0f} images/s")
         return
-    title = f"{settings.arch} on {description['name']}"
+    title = f"{settings.arch} on {description['name']}\n{split.name}"
     if first:
         if not run.resume:
             clear_out(run)

@@ -33,7 +33,8 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
             losses.plot(
                 validated["epoch"], validated[f"val_{column}"], label=f"{line.get_label()}, validation", **style
             )
-    losses.set(xlabel="epoch", ylabel="mean over the slices", ylim=(0, None), title=title)
+    losses.set(xlabel="epoch", ylabel="mean over the slices", ylim=(0, None))
+    figure.suptitle(title, fontsize=10)
     losses.legend(fontsize=8)
     losses.grid(alpha=0.3)
     rate.plot(table["epoch"], table["lr"], color="grey")
@@ -62,7 +63,8 @@ def draw_bars(benchmark: Benchmark, summary: dict[str, Any], picture: Path, titl
     )
     axis.bar(places + 0.2, [printed[name] for name in ours], 0.4, label="paper", color="lightgrey")
     axis.set_xticks(places, list(ours), rotation=20)
-    axis.set(ylabel=caption, ylim=(0, 105), title=title)
+    axis.set(ylabel=caption, ylim=(0, 105))
+    axis.set_title(title, fontsize=9)
     axis.legend(loc="lower right")
     axis.grid(axis="y", alpha=0.3)
     figure.savefig(picture, dpi=110)
