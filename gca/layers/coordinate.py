@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.ops import axis_gate, axis_pool
+from gca.ops import axis_gate, axis_pool_for_gate
 
 
 class CoordinateAttention(GatedLayer):
@@ -74,7 +74,7 @@ class CoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        pooled_h, pooled_w = axis_pool(x, "avg")
+        pooled_h, pooled_w, x = axis_pool_for_gate(x, "avg")
         f = torch.cat((pooled_h, pooled_w), dim=2).unsqueeze(3)  # (B, C, H+W, 1)
         f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f))), [h, w], dim=2)
         gate_h = self.gate(self.conv_h(f_h)).squeeze(3)  # (B, C, H)

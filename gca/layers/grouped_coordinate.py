@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.ops import POOLS, axis_gate, axis_pool
+from gca.ops import POOLS, axis_gate, axis_pool_for_gate
 
 
 class GroupedCoordinateAttention(GatedLayer):
@@ -97,7 +97,7 @@ class GroupedCoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        pooled_h, pooled_w = axis_pool(x, self.pool)
+        pooled_h, pooled_w, x = axis_pool_for_gate(x, self.pool)
         f = torch.cat((pooled_h, pooled_w), dim=2).unsqueeze(3)  # (B, C, H+W, 1)
         if self.share_groups:
             f = f.reshape(b * self.groups, c // self.groups, h + w, 1)  # (B*G, C_g, H+W, 1)

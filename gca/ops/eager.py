@@ -1,40 +1,127 @@
-"""Pooling and gating in plain torch operators: any device, any dtype, traceable, scriptable, exportable."""
+"""Pooling and gating with the torch kernels that are fastest for the layout of ``x``: the choice ``"torch"``.
 
+``mean`` and ``amax`` are slow on CPU where the reduced axis is not the innermost, and twenty times slower still in
+channels_last, where the pooling kernels are not. The backward passes work on one piece of the batch at a time, small
+enough to stay in cache while several operators go over it, and in float32 where ``x`` is narrower.
+"""
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-POOLS = ("avg", "max", "avg+max")
+PIECE = 1 << 19  # elements; the few temporaries of a piece fit into a shared cache of some MB
 
 
-def axis_pool(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, Tensor]:
-    """Describe every row and every column of ``x``.
-
-    ``pooled_h[b, c, i]`` is the mean, the maximum, or the sum of both, over row ``i`` of ``x[b, c]``;
-    ``pooled_w[b, c, j]`` is the same over column ``j``. Where a maximum is attained more than once, its gradient
-    is shared equally among the positions that attain it.
-
-    Args:
-        x: ``(B, C, H, W)``, floating point.
-        pool: One of ``POOLS``.
-
-    Returns:
-        ``pooled_h`` of shape ``(B, C, H)`` and ``pooled_w`` of shape ``(B, C, W)``, in the dtype of ``x``.
-    """
-    if pool == "avg":
-        return x.mean(3), x.mean(2)
-    if pool == "max":
-        return x.amax(3), x.amax(2)
-    return x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)
+def refuses(x: Tensor) -> str | None:
+    """Why this implementation cannot take ``x``."""
+    return None if x.dtype.is_floating_point else f"it needs floating point, got {x.dtype}"
 
 
-def axis_gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
-    """Multiply every position of ``x`` by the gate of its row and the gate of its column.
+def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Descriptors of the rows and the columns, and their maxima where ``kind`` has any."""
+    pooled: list[Tensor] = []
+    peaks: list[Tensor | None] = []
+    for dim in (3, 2):
+        peak = None if kind == "avg" else _max(x, dim).squeeze(dim)
+        if kind == "max":
+            assert peak is not None
+            pooled.append(peak.clone())
+        else:
+            mean = _mean(x, dim).squeeze(dim)
+            pooled.append(mean if peak is None else mean + peak)
+        peaks.append(peak)
+    return pooled[0], pooled[1], peaks
 
-    Args:
-        x: ``(B, C, H, W)``.
-        gate_h: ``(B, C, H)``; cast to the dtype of ``x``, since under autocast the gates may be narrower.
-        gate_w: ``(B, C, W)``; likewise.
 
-    Returns:
-        ``(B, C, H, W)`` in the dtype and memory format of ``x``.
-    """
-    return x * gate_h.to(x.dtype).unsqueeze(3) * gate_w.to(x.dtype).unsqueeze(2)
+def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
+    """``x`` gated along both axes."""
+    rows, columns = _like(x, gate_h, 3), _like(x, gate_w, 2)
+    return torch.mul(x, rows).mul_(columns)
+
+
+def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the gates."""
+    grad_h, grad_w = torch.empty_like(gate_h), torch.empty_like(gate_w)
+    for piece in _pieces(x):
+        x_, grad_ = _wide(x[piece]), _wide(grad[piece])
+        product = grad_ * x_
+        buffer = product * _like(x_, gate_w[piece], 2)
+        grad_h[piece] = _sum(buffer, 3).squeeze(3)
+        torch.mul(product, _like(x_, gate_h[piece], 3), out=buffer)
+        grad_w[piece] = _sum(buffer, 2).squeeze(2)
+    return grad_h, grad_w
+
+
+def pool_backward(
+    x: Tensor,
+    peaks: list[Tensor | None],
+    grads: tuple[Tensor | None, Tensor | None],
+    kind: str,
+    grad: Tensor | None,
+    gates: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
+    result = torch.empty_like(x)
+    for piece in _pieces(x):
+        x_ = _wide(x[piece])
+        if grad is None:
+            total = torch.zeros_like(x_)
+        elif gates is None:
+            total = _wide(grad[piece]).clone(memory_format=torch.preserve_format)
+        else:
+            total = gate(_wide(grad[piece]), gates[0][piece], gates[1][piece])
+        for dim, peak, grad_pooled in zip((3, 2), peaks, grads, strict=True):
+            if grad_pooled is None:
+                continue
+            share = _like(x_, grad_pooled[piece], dim)
+            if kind != "max":
+                total.add_(share, alpha=1 / x.shape[dim])
+            if peak is not None:
+                # Comparing into a float tensor is what vectorises; a boolean mask would be five times slower.
+                ties = torch.eq(x_, _like(x_, peak[piece], dim), out=torch.empty_like(x_))
+                total.addcmul_(ties, share / _sum(ties, dim))
+        result[piece] = total
+    return result
+
+
+def _pieces(x: Tensor) -> list[slice]:
+    step = max(1, PIECE // max(1, x[:1].numel()))
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def _like(x: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Unsqueeze ``values`` and give them the dtype and layout of ``x``: mixed layouts cost four times as much."""
+    values = values.unsqueeze(dim).to(x.dtype)
+    return values.contiguous() if x.is_contiguous() else values.contiguous(memory_format=torch.channels_last)
+
+
+def _window(x: Tensor, dim: int) -> tuple[int, int]:
+    return (x.shape[2], 1) if dim == 2 else (1, x.shape[3])
+
+
+def _mean(x: Tensor, dim: int) -> Tensor:
+    return x.mean(dim, keepdim=True) if x.is_contiguous() else F.avg_pool2d(x, _window(x, dim))
+
+
+def _sum(x: Tensor, dim: int) -> Tensor:
+    if x.is_contiguous():
+        return x.sum(dim, keepdim=True)
+    return F.avg_pool2d(x, _window(x, dim), divisor_override=1)
+
+
+def _max(x: Tensor, dim: int) -> Tensor:
+    if not x.is_contiguous():
+        return F.max_pool2d(x, _window(x, dim))
+    if dim == 3:
+        return x.amax(3, keepdim=True)
+    while x.shape[2] > 1:  # halve the rows until one is left: each step is a vectorised elementwise maximum
+        half = x.shape[2] // 2
+        upper = torch.maximum(x[:, :, :half], x[:, :, half : 2 * half])
+        if x.shape[2] % 2:
+            upper[:, :, :1] = torch.maximum(upper[:, :, :1], x[:, :, -1:])
+        x = upper
+    return x.clone() if x._base is not None else x

@@ -1,0 +1,246 @@
+"""Time and peak memory of attention layers, and of the two operations they are made of.
+
+    python benchmarks/layers.py                       # CPU, the four stages of a ResNet-50, both layouts, float32
+    python benchmarks/layers.py --device cuda --batch 32 --dtypes float32 bfloat16 --compiled
+
+Every contender is checked against the reference formulas in float64 before it is timed. "speed-up" is over the
+equations written literally with adaptive pools, in NCHW whatever the layout of the contender.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from timm.layers.cbam import CbamModule
+from timm.layers.coord_attn import CoordAttn
+from timm.layers.eca import EcaModule
+from timm.layers.squeeze_excite import SEModule
+from torch import Tensor, nn
+
+import gca
+from gca import ops
+from literal import LiteralGCA, literal_gate, literal_pool
+from plots import plot_layers
+from timing import Row, add_options, geometric_mean, interleave, machine, peak_bytes, save, show
+
+STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+Call = Callable[[], object]
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def fast(device: torch.device) -> list[str]:
+    """Implementations that can run here."""
+    names = ["plain", "torch", "numba"] if device.type == "cpu" else ["plain", "torch", "triton"]
+    return [name for name in names if ops.unavailable()[name] is None]
+
+
+def literal_ops(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
+    """Both operations, as the equations stand."""
+    return *literal_pool(x), literal_gate(x, gate_h, gate_w)
+
+
+def linked_ops(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
+    """Both operations, as the layers call them."""
+    pooled_h, pooled_w, x = ops.axis_pool_for_gate(x)
+    return pooled_h, pooled_w, ops.axis_gate(x, gate_h, gate_w)
+
+
+def with_choice(name: str | None, call: Call) -> Call:
+    """``call`` under one implementation of the operations."""
+
+    def run() -> object:
+        with ops.use(name):
+            return call()
+
+    return run
+
+
+def forward_and_both(function: Function, inputs: list[Tensor], grads: list[Tensor]) -> tuple[Call, Call]:
+    """The forward pass without a graph, and the forward with the backward pass to every input."""
+
+    @torch.no_grad()
+    def forward() -> object:
+        return function(*inputs)
+
+    def both() -> object:
+        return torch.autograd.grad(function(*inputs), inputs, grads)
+
+    return forward, both
+
+
+def ops_contenders(x: Tensor, literal_x: Tensor) -> Iterator[tuple[str, Call, Call]]:
+    """Name, forward and forward + backward of the two operations."""
+    b, c, h, w = x.shape
+    gates = [torch.rand(b, c, n, device=x.device, dtype=x.dtype) for n in (h, w)]
+    grads = [*map(torch.randn_like, gates), torch.randn_like(x)]
+    expected = [*ops.reference.axis_pool(x.double()), ops.reference.axis_gate(x.double(), *(g.double() for g in gates))]
+    leaves = [g.requires_grad_() for g in gates]
+    for name in ("literal", *fast(x.device)):
+        function = literal_ops if name == "literal" else linked_ops
+        choice = None if name == "literal" else name
+        inputs = [(literal_x if name == "literal" else x).detach().requires_grad_(), *leaves]
+        with ops.use(choice):
+            check(name, function(*inputs), expected)
+        outputs = [*grads[:2], grads[2].contiguous() if name == "literal" else grads[2]]
+        forward, both = forward_and_both(function, inputs, outputs)
+        yield f"ops {name}", with_choice(choice, forward), with_choice(choice, both)
+
+
+def check(name: str, outputs: tuple[Tensor, ...], expected: list[Tensor]) -> None:
+    """Nothing is timed that does not compute what it should."""
+    for ours, formula in zip(outputs, expected, strict=True):
+        tolerance = 16 * torch.finfo(ours.dtype).eps
+        if not torch.allclose(ours.double(), formula, rtol=tolerance, atol=tolerance):
+            error = (ours.double() - formula).abs().max().item()
+            raise RuntimeError(f"{name} is up to {error:.2g} off the reference, beyond {tolerance:.2g}: not timed")
+
+
+def modules(channels: int) -> dict[str, nn.Module]:
+    """The layers that are compared, with the default options of each library."""
+    return {
+        "literal": LiteralGCA(channels),
+        "GCA": gca.GroupedCoordinateAttention(channels),
+        "coord": gca.CoordinateAttention(channels),
+        "CBAM": gca.CBAM(channels),
+        "SE": gca.SE(channels),
+        "timm CoordAttn": CoordAttn(channels),
+        "timm CBAM": CbamModule(channels),
+        "timm SE": SEModule(channels),
+        "timm ECA": EcaModule(channels),
+    }
+
+
+class Convolutions(LiteralGCA):
+    """What no implementation of the two operations can save: the layer between them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(self.conv2(self.act(self.bn1(self.conv1(x)))))
+
+
+def module_contenders(x: Tensor, literal_x: Tensor, compiled: bool) -> Iterator[tuple[str, Call, Call]]:
+    """Name, forward and forward + backward of whole layers."""
+    built = modules(x.shape[1])
+    for module in built.values():
+        module.to(x.device, x.dtype)
+    built["GCA"].load_state_dict(built["literal"].state_dict())
+    double = gca.GroupedCoordinateAttention(x.shape[1]).to(x.device, torch.float64).eval()
+    double.load_state_dict(built["literal"].state_dict())
+    with ops.use("reference"), torch.no_grad():
+        expected = double(x.double())
+    for name, module in built.items():
+        choices = fast(x.device) if name == "GCA" else [None]
+        for choice in choices:
+            yield module_contender(name, module, literal_x if name == "literal" else x, choice, expected)
+    if compiled:
+        for name in ("literal", "GCA", "timm CBAM", "timm CoordAttn"):
+            graph = torch.compile(built[name], fullgraph=True)
+            yield module_contender(f"{name} compiled", graph, literal_x if name == "literal" else x, None, expected)
+    b, c, h, w = x.shape
+    pooled = torch.randn(2 * b, c // 2, h + w, 1, device=x.device, dtype=x.dtype)
+    convolutions = Convolutions(c).to(x.device, x.dtype)
+    yield module_contender("convolutions of GCA", convolutions, pooled, None, expected)
+
+
+def module_contender(name: str, module: Any, x: Tensor, choice: str | None, expected: Tensor) -> tuple[str, Call, Call]:
+    """Check a layer if it is ours, and prepare its two passes."""
+    if name.startswith(("GCA", "literal")):
+        with ops.use(choice), torch.no_grad():
+            check(name, (module.eval()(x),), [expected])
+    inputs = [x.detach().requires_grad_(), *module.parameters()]
+    grad = torch.randn_like(x)
+
+    @torch.no_grad()
+    def forward() -> object:
+        return module.eval()(x)
+
+    def both() -> object:
+        return torch.autograd.grad(module.train()(inputs[0]), inputs, grad)
+
+    label = f"{name} {choice}" if choice else name
+    return label, with_choice(choice, forward), with_choice(choice, both)
+
+
+def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
+    """Rows of one shape, layout and dtype."""
+    target = torch.empty_like(x)
+    literal_x = x.contiguous()
+    contenders: list[tuple[str, Call, Call]] = []
+    if "ops" in options.what:
+        contenders += ops_contenders(x, literal_x)
+    if "modules" in options.what:
+        contenders += module_contenders(x, literal_x, options.compiled)
+    copy = {"copy": lambda: target.copy_(x)}
+    forwards = {name: call for name, call, _ in contenders}
+    boths = {name: call for name, _, call in contenders}
+    forward = interleave(copy | forwards, x.device, options.rounds)
+    both = interleave(boths, x.device, options.rounds)
+    forward_peak, both_peak = peak_bytes(forwards, x.device), peak_bytes(boths, x.device)
+    yield {"contender": "copy", **{f"forward_{key}": value for key, value in forward["copy"].items()}}
+    for name in forwards:
+        yield {
+            "contender": name,
+            **{f"forward_{key}": value for key, value in forward[name].items()},
+            **{f"both_{key}": value for key, value in both[name].items()},
+            "forward_peak_of_x": forward_peak[name] / x.nbytes,
+            "both_peak_of_x": both_peak[name] / x.nbytes,
+        }
+
+
+def add_speedups(rows: list[Row]) -> None:
+    """Over the literal version of the same shape and dtype in NCHW, of the operations or of the module."""
+    base = {(row["contender"], row["shape"], row["dtype"]): row for row in rows if row["layout"] == "NCHW"}
+    for row in rows:
+        literal = "ops literal" if row["contender"].startswith("ops ") else "literal"
+        for key in ("forward", "both"):
+            if f"{key}_ms" in row and row["contender"] != "copy":
+                row[f"{key}_speedup"] = base[literal, row["shape"], row["dtype"]][f"{key}_ms"] / row[f"{key}_ms"]
+
+
+def geometric_means(rows: list[Row]) -> list[Row]:
+    """Over shapes and layouts, for each contender and dtype."""
+    means = []
+    for dtype, name in dict.fromkeys((row["dtype"], row["contender"]) for row in rows):
+        own = [row for row in rows if (row["dtype"], row["contender"]) == (dtype, name)]
+        keys = [key for key in own[0] if key.endswith(("_ms", "_speedup", "_of_x"))]
+        means.append({"contender": name, "dtype": dtype, **{k: geometric_mean(row[k] for row in own) for k in keys}})
+    return means
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, "layers_cpu")
+    parser.add_argument("--what", nargs="+", default=["ops", "modules"], choices=["ops", "modules"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="default: %(default)s")
+    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
+    parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
+    parser.add_argument("--compiled", action="store_true", help="also under torch.compile")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    rows: list[Row] = []
+    for dtype in options.dtypes:
+        for channels, side in (STAGES[stage - 1] for stage in options.stages):
+            image = torch.randn(options.batch, channels, side, side, device=device, dtype=getattr(torch, dtype))
+            for layout in options.layouts:
+                shape = f"{options.batch}x{channels}x{side}x{side}"
+                print(shape, layout, dtype, file=sys.stderr, flush=True)
+                for row in measure(image.contiguous(memory_format=LAYOUTS[layout]), options):
+                    rows.append({"shape": shape, "layout": layout, "dtype": dtype, **row})
+    add_speedups(rows)
+    means = geometric_means(rows)
+    columns = ["contender", "forward_ms", "both_ms", "forward_speedup", "both_speedup", "both_peak_of_x"]
+    show(rows, ["shape", "layout", "dtype", *columns])
+    print("\nGeometric means over shapes and layouts")
+    show(means, ["dtype", *columns])
+    where = machine(device)
+    save(options.out, where, rows, {"geometric_means": means})
+    plot_layers(means, where, options.out / "speed.png")
+
+
+if __name__ == "__main__":
+    main()

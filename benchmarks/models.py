@@ -1,0 +1,117 @@
+"""What attention in every residual block costs a whole network.
+
+    python benchmarks/models.py --modes inference     # CPU, batch 8, 224x224: resnet50 and GCA-ResUNet
+    python benchmarks/models.py --modes training
+    python benchmarks/models.py --device cuda --batch 32    # also compiled, and in CUDA graphs
+
+"overhead" is the time over that of the same network without attention in the same run.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import gca
+from gca import ops
+from literal import LiteralGCA
+from plots import plot_models
+from timing import Row, add_options, interleave, machine, peak_bytes, save, show
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": lambda: timm.create_model("resnet50"),
+    "GCA-ResUNet": lambda: gca.GCAResUNet(classes=9, attention=None),
+}
+RUNS = {"eager": None, "compiled": "default", "CUDA graph": "reduce-overhead"}  # modes of torch.compile
+
+
+def build(name: str, attention: Any) -> nn.Module:
+    """The network with GCA in all 16 residual blocks, or without."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    if attention is not None:
+        gca.inject(network, attention)
+    return network
+
+
+def check_same_outputs(ours: nn.Module, literal: nn.Module, images: torch.Tensor) -> None:
+    """Nothing is timed that does not compute what the literal equations do."""
+    literal.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        y, expected = ours.eval()(images[:1]), literal.eval()(images[:1])
+    if not torch.allclose(y, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+        raise RuntimeError(f"the network differs from its literal version by up to {(y - expected).abs().max():.2g}")
+
+
+def passes(network: Any, images: torch.Tensor, mode: str) -> Callable[[], object]:
+    """One step of inference, or one of training without the optimizer."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def infer() -> object:
+        return network(images)
+
+    def train() -> object:
+        return torch.autograd.grad(network(images).square().mean(), parameters)
+
+    network.train(mode == "training")
+    return train if mode == "training" else infer
+
+
+def measure(name: str, mode: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Rows of one network and mode."""
+    device = torch.device(options.device)
+    layout = torch.channels_last if options.layout == "channels_last" else torch.contiguous_format
+    images = torch.randn(options.batch, 3, options.size, options.size, device=device).to(memory_format=layout)
+    variants = {"no attention": None, "GCA": "gca", "literal GCA": LiteralGCA}
+    built = {
+        label: build(name, attention).to(device, memory_format=layout)  # type: ignore[call-overload]
+        for label, attention in variants.items()
+    }
+    check_same_outputs(built["GCA"], built["literal GCA"], images)
+    for run in RUNS if device.type == "cuda" else ["eager"]:
+        contenders = {}
+        for label, network in built.items():
+            called = network if run == "eager" else torch.compile(network, mode=RUNS[run])
+            contenders[label] = passes(called, images, mode)
+        times = interleave(contenders, device, options.rounds)
+        peaks = peak_bytes(contenders, device)
+        for label, time in times.items():
+            overhead = time["ms"] / times["no attention"]["ms"] - 1
+            yield {
+                "run": run,
+                "contender": label,
+                **time,
+                "overhead_percent": 100 * overhead,
+                "peak_mib": peaks[label] / 2**20,
+            }
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, "models_cpu")
+    parser.add_argument("--size", type=int, default=224, help="side of the images (default: %(default)s)")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
+    parser.add_argument("--layout", default="NCHW", choices=["NCHW", "channels_last"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    for mode in options.modes:
+        for name in options.networks:
+            for row in measure(name, mode, options):
+                rows.append({"network": name, "mode": mode, "layout": options.layout, **row})
+                show(rows[-1:], ["network", "mode", "run", "contender", "ms", "ms_q1", "ms_q3", "overhead_percent"])
+    where = machine(torch.device(options.device))
+    where["implementation"] = ops.chosen(torch.empty(1, 1, 1, 1, device=options.device))
+    show(rows, list(rows[0]))
+    save(options.out, where, rows, {})
+    plot_models(rows, where, options.out / "overhead.png")
+
+
+if __name__ == "__main__":
+    main()

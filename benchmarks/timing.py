@@ -1,0 +1,171 @@
+"""What the benchmarks of speed share: interleaved timing, peak memory, the machine, and files of results."""
+
+import argparse
+import csv
+import gc
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would print a line per measurement
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+Row = dict[str, Any]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, at_least: float = 0.01
+) -> dict[str, Row]:
+    """Time all contenders in turn, round after round, so that whatever else the machine does meets them all alike.
+
+    Returns the median and the quartiles over rounds, in milliseconds; a contender shorter than ``at_least`` seconds
+    is repeated within its round.
+    """
+    repeats = {}
+    for name, call in contenders.items():
+        for _ in range(2):  # the first call may compile
+            seconds = _time(call, device, 1)
+        repeats[name] = max(1, math.ceil(at_least / seconds))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, call in contenders.items():
+                times[name].append(1e3 * _time(call, device, repeats[name]))
+    finally:
+        gc.enable()
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _time(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _summary(values: list[float]) -> Row:
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"ms": median, "ms_q1": low, "ms_q3": high, "ms_min": min(values)}
+
+
+def peak_bytes(contenders: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, int]:
+    """Most memory held at once by the tensors that each contender allocates."""
+    if device.type == "cuda":
+        return {name: _cuda_peak(call, device) for name, call in contenders.items()}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        for name, call in contenders.items():
+            with record_function(f"peak of {name}"):
+                call()
+    events = recorded.profiler.kineto_results.events()
+    spans = {event.name(): (event.start_ns(), event.end_ns()) for event in events}
+    allocations = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    peaks = {}
+    for name in contenders:
+        start, end = spans[f"peak of {name}"]
+        held = accumulate(size for time, size in allocations if start <= time <= end)
+        peaks[name] = max(held, default=0)
+    return peaks
+
+
+def _cuda_peak(call: Callable[[], object], device: torch.device) -> int:
+    call()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The mean for ratios."""
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Options of every benchmark of speed."""
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="timed rounds over all contenders (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results") / out, help="default: %(default)s")
+
+
+def machine(device: torch.device) -> Row:
+    """What a number needs beside it to mean anything."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    packages: dict[str, str | None] = {}
+    for package in ("torch", "timm", "numba", "triton", "segmentation-models-pytorch"):
+        try:
+            packages[package] = version(package)
+        except ModuleNotFoundError:
+            packages[package] = None
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    folder = Path(__file__).parent
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return result.stdout.strip() or None
+
+
+def save(folder: Path, where: Row, rows: list[Row], summary: Row) -> None:
+    """``results.json`` with everything, ``table.csv`` with the rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": where, "summary": summary, "rows": rows}, indent=1)
+    (folder / "results.json").write_text(text + "\n")
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+
+
+def show(rows: list[Row], columns: list[str]) -> None:
+    """Print a table."""
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)

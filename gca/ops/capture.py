@@ -1,0 +1,21 @@
+"""Whether a call is recorded into a graph or transformed, rather than run."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def captured(x: Tensor) -> bool:
+    """Under torch.compile, export, jit.trace, FX, torch.func, forward-mode differentiation or a dispatch mode.
+
+    torch has no public question for most of these; the tests ask each.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.is_legacy_batchedtensor(x)  # autograd.grad(is_grads_batched=True)
+    )

@@ -1,0 +1,249 @@
+"""Every implementation of the two operations against the formulas, in float64."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import gca
+from gca import ops
+from gca.ops import POOLS, reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FAST = [
+    "plain",
+    "torch",
+    pytest.param("numba", marks=pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")),
+    pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")),
+]
+SIZES = [(6, 9), (1, 5), (4, 1), (1, 1), (2, 2), (17, 33)]
+LAYOUTS = ("contiguous", "channels_last", "transposed", "strided")
+
+
+@pytest.fixture(params=FAST)
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    with ops.use(request.param):
+        yield request.param
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if layout == "strided":
+        return x.repeat_interleave(2, dim=3)[..., ::2]
+    return x
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def example(size: tuple[int, int] = (6, 9), batch: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """x, both gates, and what arrives at the three outputs in backward."""
+    shape = (batch, 8, *size)
+    x = torch.randn(shape)
+    gates = torch.rand(shape[:3]), torch.rand(batch, 8, size[1])
+    grads = torch.randn(shape[:3]), torch.randn(batch, 8, size[1]), torch.randn(shape)
+    return tuple(t.to(dtype) for t in (x, *gates, *grads))
+
+
+def run(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...], pool: str) -> list[Tensor]:
+    """Outputs and gradients of both operations, of each alone and of the two linked as in the layers."""
+    x, gate_h, gate_w = leaf(x), leaf(gate_h), leaf(gate_w)
+    outputs = [*ops.axis_pool(x, pool), ops.axis_gate(x, gate_h, gate_w)]
+    alone = torch.autograd.grad(outputs, (x, gate_h, gate_w), grads)
+    pooled_h, pooled_w, again = ops.axis_pool_for_gate(x, pool)
+    y = ops.axis_gate(again, gate_h, gate_w)
+    linked = torch.autograd.grad([pooled_h, pooled_w, y], (x, gate_h, gate_w), grads)
+    torch.testing.assert_close(y, outputs[2], rtol=0, atol=0, equal_nan=True)
+    return [*outputs, *alone, *linked]
+
+
+def expect(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...], pool: str) -> list[Tensor]:
+    with ops.use("reference"):
+        doubles = [t.double() for t in (x, gate_h, gate_w)]
+        return run(*doubles, tuple(t.double() for t in grads), pool)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pool", POOLS)
+def test_values_and_gradients_in_float64(implementation: str, pool: str, size: tuple[int, int], layout: str) -> None:
+    x, gate_h, gate_w, *grads = example(size)
+    actual = run(lay_out(x, layout), gate_h, gate_w, (*grads[:2], lay_out(grads[2], layout)), pool)
+    for ours, formula in zip(actual, expect(x, gate_h, gate_w, tuple(grads), pool), strict=True):
+        torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_types_accumulate_in_float32(implementation: str, dtype: torch.dtype, layout: str) -> None:
+    """Rows of 999: accumulated in bfloat16, whose sums of ones stop at 256, nothing would be left of the result."""
+    if implementation == "numba" and dtype != torch.float32:
+        pytest.skip("numba has no narrow floats")
+    x, gate_h, gate_w, *grads = example((5, 999), dtype=dtype)
+    x = lay_out(x + 1, layout)
+    names = ("pooled_h", "pooled_w", "y", *2 * ("grad_x", "grad_gate_h", "grad_gate_w"))
+    actual = run(x, gate_h, gate_w, tuple(grads), "avg+max")
+    formulas = expect(x, gate_h, gate_w, tuple(grads), "avg+max")
+    for name, ours, formula in zip(names, actual, formulas, strict=True):
+        assert ours.dtype == dtype
+        # A few roundings of the largest term; the gates' gradients are sums of up to 999 products of size one.
+        terms = {"grad_gate_h": 999**0.5, "grad_gate_w": 5**0.5}.get(name, 1)
+        tolerance = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(ours.double(), formula, rtol=tolerance, atol=4 * tolerance * terms, msg=name)
+
+
+@pytest.mark.parametrize("pool", ["max", "avg+max"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ties_share_the_gradient_of_the_maximum(implementation: str, layout: str, pool: str) -> None:
+    x, gate_h, gate_w, *grads = example()
+    x = x.relu().round()  # most rows have several maxima, some are zero throughout
+    assert ((x == x.amax(3, keepdim=True)).sum(3) > 1).double().mean() > 0.3
+    actual = run(lay_out(x, layout), gate_h, gate_w, tuple(grads), pool)
+    for ours, formula in zip(actual, expect(x, gate_h, gate_w, tuple(grads), pool), strict=True):
+        torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy in Triton's interpreter
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("size", [(6, 9), (17, 40)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_nan_and_inf_propagate(
+    implementation: str, value: float, layout: str, size: tuple[int, int], pool: str
+) -> None:
+    x, gate_h, gate_w, *grads = example(size)
+    for b in range(3):  # first, last and inner positions
+        x[b, 0, 0, 0] = x[b, 1, -1, -1] = x[b, 2, 1, 2] = value
+    x[0, 3, 1, 1], x[0, 3, 1, 4] = float("inf"), -float("inf")  # their mean is NaN, their maximum is not
+    actual = run(lay_out(x, layout), gate_h, gate_w, tuple(grads), pool)
+    for ours, formula in zip(actual, expect(x, gate_h, gate_w, tuple(grads), pool), strict=True):
+        torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_empty_batch(implementation: str, layout: str) -> None:
+    x, gate_h, gate_w, *grads = example(batch=0)
+    shapes = [t.shape for t in run(lay_out(x, layout), gate_h, gate_w, tuple(grads), "avg+max")]
+    assert shapes == [t.shape for t in expect(x, gate_h, gate_w, tuple(grads), "avg+max")]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_layout_is_kept(implementation: str, layout: str) -> None:
+    x, gate_h, gate_w, *grads = example(dtype=torch.float32)
+    *_, y, grad_x, _, _, linked_x, _, _ = run(lay_out(x, layout), gate_h, gate_w, tuple(grads), "avg+max")
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert y.is_contiguous(memory_format=memory_format)
+    if implementation != "plain":  # torch lays the formula's gradient out as it likes
+        assert linked_x.is_contiguous(memory_format=memory_format)
+        assert grad_x.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_first_and_second_derivatives_are_those_of_finite_differences(implementation: str, pool: str) -> None:
+    x, gate_h, gate_w, *_ = (leaf(t[:2, :2]) for t in example((3, 4)))
+
+    def linked(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
+        pooled_h, pooled_w, again = ops.axis_pool_for_gate(x, pool)
+        return pooled_h.sin(), pooled_w.sin(), ops.axis_gate(again, gate_h * pooled_h, gate_w * pooled_w)
+
+    assert torch.autograd.gradcheck(linked, (x, gate_h, gate_w))
+    assert torch.autograd.gradgradcheck(linked, (x, gate_h, gate_w))
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 2), (0, 1), (2,)])
+def test_only_what_is_asked_for_gets_a_gradient(implementation: str, frozen: tuple[int, ...]) -> None:
+    *inputs, grad_h, grad_w, grad = example()
+    inputs = [t.requires_grad_(i not in frozen) for i, t in enumerate(inputs)]
+    pooled_h, pooled_w, again = ops.axis_pool_for_gate(inputs[0])
+    y = ops.axis_gate(again, *inputs[1:])
+    outputs = [(t, g) for t, g in ((pooled_h, grad_h), (pooled_w, grad_w), (y, grad)) if t.requires_grad]
+    torch.autograd.backward(*zip(*outputs, strict=True))
+    formulas = expect(*(t.detach() for t in inputs), (grad_h, grad_w, grad), "avg+max")[-3:]
+    for i, (tensor, formula) in enumerate(zip(inputs, formulas, strict=True)):
+        if i in frozen:
+            assert tensor.grad is None
+        else:
+            torch.testing.assert_close(tensor.grad, formula)
+
+
+def test_each_output_alone_and_backward_twice(implementation: str) -> None:
+    x, gate_h, gate_w, *grads = example()
+    formulas = []
+    for name in ("reference", implementation):
+        with ops.use(name):
+            x_ = leaf(x)
+            pooled_h, pooled_w, again = ops.axis_pool_for_gate(x_)
+            y = ops.axis_gate(again, gate_h, gate_w)
+            results = [
+                torch.autograd.grad(t, x_, g, retain_graph=True) for t, g in zip((pooled_h, y), grads[::2], strict=True)
+            ]
+            for _ in range(2):
+                results.append(torch.autograd.grad([pooled_h, pooled_w, y], x_, grads, retain_graph=True))
+            formulas.append(results)
+    for formula, ours in zip(*formulas, strict=True):
+        torch.testing.assert_close(ours, formula)
+
+
+def test_the_handed_on_x_has_one_consumer(implementation: str) -> None:
+    if implementation == "plain":
+        pytest.skip("nothing is handed over")
+    x, gate_h, gate_w, *_ = example()
+    *_, again = ops.axis_pool_for_gate(leaf(x))
+    y = ops.axis_gate(again, gate_h, gate_w) + again
+    with pytest.raises(RuntimeError, match="was used by something other than one axis_gate; use axis_pool"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_layer_under_hooks_checkpoint_and_a_second_use_of_its_input(implementation: str, reentrant: bool) -> None:
+    layer = gca.GroupedCoordinateAttention(8, dtype=torch.float64)
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
+    results = []
+    for name, wrap in (("reference", False), (implementation, False), (implementation, True)):
+        with ops.use(name):
+            layer.zero_grad()
+            x_ = leaf(x)
+            seen: list[Tensor] = []
+            x_.register_hook(seen.append)
+            trunk = x_ * 2
+            y = checkpoint(layer, trunk, use_reentrant=reentrant) if wrap else layer(trunk)
+            (y + trunk.square()).square().sum().backward()
+            results.append([x_.grad, *seen, *(p.grad.clone() for p in layer.parameters())])
+    for others in results[1:]:
+        torch.testing.assert_close(others, results[0])
+
+
+def test_memory_saved_for_backward_is_x_and_small_tensors(implementation: str) -> None:
+    if implementation == "plain":
+        pytest.skip("the formula saves more")
+    layer = gca.GroupedCoordinateAttention(16)
+    x = torch.randn(2, 16, 32, 32, requires_grad=True)
+    saved: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    whole = [size for size in saved.values() if size >= x.nbytes]
+    assert whole == [x.nbytes]
+    assert x.untyped_storage().data_ptr() in saved
+
+
+def test_autocast_keeps_the_dtype_of_x(implementation: str) -> None:
+    x = torch.randn(2, 8, 5, 6)
+    gates = torch.rand(2, 8, 5), torch.rand(2, 8, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {t.dtype for t in ops.axis_pool(x)} == {torch.float32}
+        y = ops.axis_gate(x, *(g.bfloat16() for g in gates))
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, reference.axis_gate(x, *(g.bfloat16().float() for g in gates)))

@@ -1,0 +1,159 @@
+"""The choice among implementations of the operations."""
+
+import copy
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+import gca
+from gca import ops
+from gca.ops import choice
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 8, 5, 6)
+
+
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = choice._load
+    absent = (None, "No module named 'numba'; " + choice.REMEDIES["numba"])
+    monkeypatch.setattr(choice, "_load", lambda path: absent if path == "gca.ops.numba" else load(path))
+
+
+def test_automatic_choice(x: Tensor) -> None:
+    best = "torch" if ops.unavailable()["numba"] else "numba"
+    assert ops.chosen(x) == ops.chosen(x.double()) == best
+    assert ops.chosen(x.bfloat16()) == ops.chosen(x.half()) == "torch"
+    assert ops.chosen(x.to("meta")) == "plain"
+
+
+def test_automatic_choice_without_numba(x: Tensor, without_numba: None) -> None:
+    assert ops.chosen(x) == "torch"
+    assert ops.unavailable()["numba"] == "No module named 'numba'; pip install \"gca-attn[cpu]\""
+    with pytest.raises(ops.ImplementationError, match=r"'numba' is not available: .* pip install \"gca-attn\[cpu\]\""):
+        ops.use("numba")
+    assert ops.chosen(x) == "torch"
+
+
+def test_use_as_context_manager_and_as_function(x: Tensor) -> None:
+    automatic = ops.chosen(x)
+    with ops.use("reference"):
+        assert ops.chosen(x) == "reference"
+        with ops.use("plain"):
+            assert ops.chosen(x) == "plain"
+        with ops.use(None):
+            assert ops.chosen(x) == automatic
+        assert ops.chosen(x) == "reference"
+    assert ops.chosen(x) == automatic
+    restore = ops.use("torch")
+    try:
+        assert ops.chosen(x) == "torch"
+    finally:
+        restore.__exit__(None, None, None)
+    assert ops.chosen(x) == automatic
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"no implementation is called 'cuda'; choose one of reference, plain, torch"):
+        ops.use("cuda")
+
+
+def test_what_an_implementation_cannot_take_is_refused_and_not_replaced(x: Tensor) -> None:
+    gates = torch.rand(2, 8, 5), torch.rand(2, 8, 6)
+    with ops.use("torch"):
+        with pytest.raises(ops.ImplementationError, match=r"'torch' cannot take x: it needs floating point, got .*int"):
+            ops.axis_gate(x.long(), *gates)
+        with pytest.raises(
+            ops.ImplementationError, match=r"'torch' cannot be captured .* use\(None\) or use\(\"plain\"\)"
+        ):
+            torch.func.vmap(ops.axis_pool)(x[None])
+    if ops.unavailable()["numba"] is None:
+        with ops.use("numba"):
+            with pytest.raises(
+                ops.ImplementationError, match=r"'numba' cannot take x: it takes float32 and float64, got"
+            ):
+                ops.axis_pool(x.half())
+            with pytest.raises(ops.ImplementationError, match=r"'numba' cannot take x: it runs on CPU, got meta"):
+                ops.axis_pool(x.to("meta"))
+    if ops.unavailable()["triton"] is None:
+        with ops.use("triton"), pytest.raises(ops.ImplementationError, match=r"it runs on CUDA, got (cpu|meta)"):
+            ops.axis_pool(x.to("meta"))
+
+
+@pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention(8), gca.CoordinateAttention(8, 4)])
+def test_captured_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tensor) -> None:
+    layer = copy.deepcopy(layer).eval()
+    torch.compiler.reset()
+    with ops.use("plain"):
+        expected = layer(x)
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+    assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
+    assert torch.equal(torch.fx.symbolic_trace(layer)(x), expected)
+    torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")  # torch itself, on first use
+def test_forward_mode_differentiation(x: Tensor) -> None:
+    layer = gca.GroupedCoordinateAttention(8, dtype=torch.float64).eval()
+    x, tangent = x.double(), torch.randn(x.shape, dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        forward = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
+    step = 1e-6 * tangent
+    torch.testing.assert_close(forward, (layer(x + step) - layer(x - step)) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+def test_per_sample_cotangents(x: Tensor) -> None:
+    """torch.autograd.grad maps the backward functions over a batch of incoming gradients."""
+    layer = gca.GroupedCoordinateAttention(8).eval()
+    x.requires_grad_()
+    y = layer(x)
+    grads = torch.randn(3, *y.shape)
+    (batched,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
+    for grad, ours in zip(grads, batched, strict=True):
+        torch.testing.assert_close(ours, torch.autograd.grad(y, x, grad, retain_graph=True)[0])
+
+
+def test_importing_gca_loads_no_compiler() -> None:
+    code = "import sys, gca; sys.exit(' '.join({'numba', 'triton', 'timm'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "\n" or done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(bool(ops.unavailable()["numba"]), reason="needs numba")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    layer = gca.GroupedCoordinateAttention(8).eval()
+    images = [torch.randn(2, 8, 7, 9) for _ in range(8)]
+    with ops.use("plain"), torch.no_grad():
+        expected = [layer(image) for image in images]
+    with ops.use("numba"), ThreadPoolExecutor(4) as callers:
+        actual = list(callers.map(lambda image: layer(image).detach(), images))
+    torch.testing.assert_close(actual, expected)
+    monkeypatch.undo()
+    before = torch.get_num_threads()
+    with ops.use("numba"):
+        layer(images[0])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(bool(ops.unavailable()["numba"]) or not hasattr(os, "fork"), reason="needs numba and fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the process has threads: that is the point
+def test_numba_after_a_fork(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with ops.use("numba"):
+        expected = ops.axis_pool(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(ops.axis_pool(x)[0], expected[0]) else 1)
+        assert os.waitpid(child, 0)[1] == 0
