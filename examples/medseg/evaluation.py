@@ -1,27 +1,32 @@
-"""Score a slice-wise network on whole volumes, in 3-D and at native resolution."""
+"""Score a slice-wise network on whole cases, in 3-D and at native resolution."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
+from medseg.benchmark import Benchmark
+from medseg.cases import Case, Labels, Volume
 from medseg.geometry import as_rgb, fit_square, unfit_square
-from medseg.metrics import Score, score_strict, score_transunet
-from medseg.synapse import ORGANS, Array, Labels, Volume
+from medseg.metrics import confusion, rates, score_classes
 
-Case = dict[str, Any]
+Row = dict[str, Any]
+RATES = ("iou", "dice", "accuracy", "specificity", "sensitivity")
 
 
 @torch.inference_mode()
-def predict_volume(model: nn.Module, image: Array, *, size: int, batch_size: int) -> Labels:
-    """Predict a volume slice by slice: fit to a square, take the likeliest class, back to native size.
+def predict_volume(model: nn.Module, image: NDArray[np.generic], *, size: int, batch_size: int) -> Labels:
+    """Predict slice by slice: fit to a square, take the likeliest class, back to native size.
 
     Args:
         model: ``(B, 3, S, S)`` -> logits ``(B, classes, S, S)``; used in the mode it is in.
-        image: ``(Z, H, W)`` in [0, 1].
+        image: ``(Z, C, H, W)``: uint8, or float32 in [0, 1]; one channel or three.
         size: Side of the square.
         batch_size: Slices at a time.
 
@@ -29,78 +34,130 @@ def predict_volume(model: nn.Module, image: Array, *, size: int, batch_size: int
         Labels ``(Z, H, W)``.
     """
     device = next(model.parameters()).device
-    height, width = image.shape[1:]
+    height, width = image.shape[-2:]
     predicted = []
     for batch in torch.split(torch.from_numpy(image), batch_size):
-        logits = model(as_rgb(fit_square(batch, size)).to(device))
+        fitted = fit_square(tv.to_dtype(batch, torch.float32, scale=True), size)
+        logits = model(as_rgb(fitted).to(device))
         predicted.append(unfit_square(logits.argmax(1).to(torch.uint8).cpu(), height, width))
     return torch.cat(predicted).numpy()
 
 
 def evaluate(
-    model: nn.Module,
-    volumes: Iterable[Volume],
-    *,
-    size: int,
-    batch_size: int,
-    description: str,
-    look: Callable[[Volume, Labels, Case], None] | None = None,
-) -> list[Case]:
-    """Predict and score volumes, and hand each prediction to ``look``, e.g. to draw it.
+    benchmark: Benchmark, cases: Iterable[Case], predict: Callable[[Volume], Labels], *, description: str
+) -> list[Row]:
+    """Predict and score cases.
 
     Returns:
-        For every case, its name and for every organ the voxels of both masks and Dice and HD95 under both
-        definitions of ``medseg.metrics``.
+        For every case its name and, for every class, the counts and scores of ``medseg.metrics``: both definitions of
+        Dice and HD95 for scans, the rates of pixels for photographs.
     """
-    model.eval()
-    cases = []
-    for volume in tqdm(volumes, desc=description):
-        prediction = predict_volume(model, volume.image, size=size, batch_size=batch_size)
-        organs = {}
-        for index, organ in enumerate(ORGANS, start=1):
-            predicted, truth = prediction == index, volume.label == index
-            organs[organ] = {
-                "truth_voxels": int(truth.sum()),
-                "predicted_voxels": int(predicted.sum()),
-                "strict": _as_dict(score_strict(predicted, truth)),
-                "transunet": _as_dict(score_transunet(predicted, truth)),
+    rows = []
+    for case in tqdm(cases, desc=description, disable=None):
+        volume = case.read()
+        prediction = predict(volume)
+        scores = score_photograph(prediction, volume) if benchmark.intensity == "rgb" else None
+        if scores is None:
+            scores = [
+                asdict(s) for s in score_classes(prediction, volume.label, len(benchmark.classes), volume.spacing)
+            ]
+        rows.append(
+            {
+                "case": case.name,
+                "spacing": volume.spacing,
+                "classes": dict(zip(benchmark.classes, scores, strict=True)),
             }
-        cases.append({"case": volume.case, "organs": organs})
-        if look is not None:
-            look(volume, prediction, cases[-1])
-    return cases
+        )
+    return rows
 
 
-def summarize(cases: list[Case]) -> dict[str, Any]:
-    """Mean over cases per organ, then mean over organs, with the counts of empty masks beside them."""
-    organs: dict[str, Any] = {}
-    for organ in ORGANS:
-        rows = [case["organs"][organ] for case in cases]
-        organs[organ] = {
-            "cases": sum(row["truth_voxels"] > 0 for row in rows),
-            "missed": sum(row["truth_voxels"] > 0 and row["predicted_voxels"] == 0 for row in rows),
-            "invented": sum(row["truth_voxels"] == 0 and row["predicted_voxels"] > 0 for row in rows),
-            **{
-                definition: {key: _mean(row[definition][key] for row in rows) for key in ("dice", "hd95")}
-                for definition in ("strict", "transunet")
-            },
+def score_photograph(prediction: Labels, volume: Volume) -> list[dict[str, Any]]:
+    """Shares of pixels and their rates, of the one class of a photograph."""
+    shares = confusion(prediction == 1, volume.label == 1)
+    return [
+        {
+            "truth_voxels": int(np.count_nonzero(volume.label)),
+            "predicted_voxels": int(np.count_nonzero(prediction)),
+            **shares,
+            "strict": rates(shares),
         }
-    mean = {
-        definition: {key: _mean(organs[organ][definition][key] for organ in ORGANS) for key in ("dice", "hd95")}
-        for definition in ("strict", "transunet")
+    ]
+
+
+def summarize(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
+    """Mean and standard deviation over cases per class, then means over classes, and the counts of empty masks.
+
+    For photographs also ``pooled``: the rates of all pixels of all images together, every image weighing the same.
+    """
+    classes = {name: _summary_of_class([row["classes"][name] for row in rows]) for name in benchmark.classes}
+    definitions = [key for key in ("strict", "transunet") if key in classes[benchmark.classes[0]]]
+    mean: dict[str, Any] = {
+        definition: {
+            key: _mean([row[definition][key]["mean"] for row in classes.values()])
+            for key in classes[benchmark.classes[0]][definition]
+        }
+        for definition in definitions
     }
-    return {"organs": organs, "mean": mean}
+    if benchmark.intensity == "rgb":
+        lesions = [row["classes"][benchmark.classes[0]] for row in rows]
+        keys = ("true_positive", "false_positive", "false_negative", "true_negative")
+        mean["pooled"] = rates({key: float(np.mean([row[key] for row in lesions])) for key in keys})
+    with_spacing = sum(row["spacing"] is not None for row in rows)
+    unit = "mm" if with_spacing == len(rows) else "voxels" if with_spacing == 0 else "mm where known, else voxels"
+    return {"cases": len(rows), "hd95_unit_strict": unit, "classes": classes, "mean": mean}
 
 
-def mean_dice(case: Case) -> float | None:
-    """Mean strict Dice of one case over the organs that define it."""
-    return _mean(row["strict"]["dice"] for row in case["organs"].values())
+def headline(benchmark: Benchmark, summary: dict[str, Any]) -> dict[str, float | None]:
+    """The figures that stand in the paper's tables.
+
+    Of scans the ``strict`` Dice, which does not count an invented organ as perfect, and HD95 under both definitions;
+    of photographs the pooled rates.
+    """
+    if benchmark.intensity == "rgb":
+        figures: dict[str, float | None] = summary["mean"]["pooled"]
+        return figures
+    mean = summary["mean"]
+    return {"dice": mean["strict"]["dice"], "hd95": mean["transunet"]["hd95"], "hd95_strict": mean["strict"]["hd95"]}
 
 
-def _as_dict(score: Score) -> dict[str, float | None]:
-    return {"dice": score.dice, "hd95": score.hd95}
+def mean_dice(row: Row) -> float | None:
+    """Mean Dice of one case over the classes that define it."""
+    return _mean([scores["strict"]["dice"] for scores in row["classes"].values()])
+
+
+def telling_cases(rows: Sequence[Row]) -> dict[str, str]:
+    """Best, median and worst case by mean Dice: ``{"best": name, ...}``, fewer where the same case is two of them."""
+    ranked = sorted((dice, row["case"]) for row in rows if (dice := mean_dice(row)) is not None)
+    if not ranked:
+        return {}
+    chosen: dict[str, str] = {}
+    for name, position in (("best", -1), ("worst", 0), ("median", len(ranked) // 2)):
+        if ranked[position][1] not in chosen.values():
+            chosen[name] = ranked[position][1]
+    return chosen
+
+
+def _summary_of_class(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "present": sum(row["truth_voxels"] > 0 for row in scores),
+        "missed": sum(row["truth_voxels"] > 0 and row["predicted_voxels"] == 0 for row in scores),
+        "invented": sum(row["truth_voxels"] == 0 and row["predicted_voxels"] > 0 for row in scores),
+    }
+    for definition in ("strict", "transunet"):
+        if definition in scores[0]:
+            summary[definition] = {
+                key: {"mean": _mean(values), "std": _std(values)}
+                for key in scores[0][definition]
+                for values in [[row[definition][key] for row in scores]]
+            }
+    return summary
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
+
+
+def _std(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.std(defined, ddof=1)) if len(defined) > 1 else None

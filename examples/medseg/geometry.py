@@ -1,6 +1,5 @@
 """Aspect-preserving resize onto a padded square, and back."""
 
-import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -21,12 +20,9 @@ def fit_square(x: Tensor, size: int) -> Tensor:
         ``(..., size, size)``.
     """
     h, w = _inner_size(x.shape[-2], x.shape[-1], size)
-    is_image = x.is_floating_point()
-    mode = InterpolationMode.BILINEAR if is_image else InterpolationMode.NEAREST_EXACT
-    x = tv.resize(x, [h, w], interpolation=mode, antialias=is_image)
     top, left = (size - h) // 2, (size - w) // 2
     padding = [left, top, size - w - left, size - h - top]
-    padded: Tensor = tv.pad(x, padding, fill=IMAGE_PADDING if is_image else LABEL_PADDING)
+    padded: Tensor = tv.pad(resize(x, h, w), padding, fill=IMAGE_PADDING if x.is_floating_point() else LABEL_PADDING)
     return padded
 
 
@@ -44,13 +40,26 @@ def unfit_square(label: Tensor, height: int, width: int) -> Tensor:
     h, w = _inner_size(height, width, size)
     top, left = (size - h) // 2, (size - w) // 2
     inner = label[..., top : top + h, left : left + w]
-    resized: Tensor = tv.resize(inner, [height, width], interpolation=InterpolationMode.NEAREST_EXACT)
+    return resize(inner, height, width)
+
+
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Resize a float image bilinearly with antialiasing, an integer label to the nearest neighbour."""
+    is_image = x.is_floating_point()
+    mode = InterpolationMode.BILINEAR if is_image else InterpolationMode.NEAREST_EXACT
+    resized: Tensor = tv.resize(x, [height, width], interpolation=mode, antialias=is_image)
     return resized
 
 
+def shrink(x: Tensor, longest: int) -> Tensor:
+    """Resize ``(..., H, W)`` so that no side is longer than that, keeping the aspect; smaller ones stay as they are."""
+    height, width = x.shape[-2:]
+    return x if max(height, width) <= longest else resize(x, *_inner_size(height, width, longest))
+
+
 def as_rgb(image: Tensor) -> Tensor:
-    """Repeat a grey image ``(..., H, W)`` over three channels: ``(..., 3, H, W)``."""
-    return torch.stack((image, image, image), dim=-3)
+    """Repeat a grey image ``(..., 1, H, W)`` over three channels; one with three stays as it is."""
+    return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
 
 
 def _inner_size(height: int, width: int, size: int) -> tuple[int, int]:

@@ -11,72 +11,144 @@ Two definitions are computed side by side, because published numbers follow the 
     HD95: the larger of the two directed 95th percentiles, in millimetres where the spacing is known, else in voxels.
     Empty masks: Dice 0 and no HD95 if one mask is empty, neither if both are. Means are over defined values; missed
     and invented organs are counted beside them.
+
+Photographs are scored by their pixels: Dice, intersection over union (IoU), accuracy, specificity and sensitivity.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.spatial import KDTree
 
 Mask = NDArray[np.bool_]
+Labels = NDArray[np.uint8]
+Points = NDArray[np.int64]
+Distances = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Score:
-    """Dice in [0, 1] and HD95; ``None`` where the definition gives no value."""
+    """Dice 2|P and T| / (|P| + |T|), in [0, 1], and HD95; ``None`` where the definition gives no value."""
 
     dice: float | None
     hd95: float | None
 
 
-def dice(prediction: Mask, truth: Mask) -> float:
-    r"""Dice similarity coefficient :math:`2|P \cap T| / (|P| + |T|)` of two masks that are not both empty."""
-    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
-    return float(2 * np.count_nonzero(prediction & truth) / total)
-
-
-def score_transunet(prediction: Mask, truth: Mask) -> Score:
-    """Dice and HD95 under the definition ``transunet``."""
-    if prediction.any() and truth.any():
-        there, back = surface_distances(prediction, truth)
-        return Score(dice(prediction, truth), float(np.percentile(np.concatenate((there, back)), 95)))
-    return Score(1.0, 0.0) if prediction.any() else Score(0.0, 0.0)
-
-
-def score_strict(prediction: Mask, truth: Mask, spacing: tuple[float, ...] | None = None) -> Score:
-    """Dice and HD95 under the definition ``strict``.
+@dataclass(frozen=True)
+class Structure:
+    """How one class of one volume was predicted.
 
     Args:
-        prediction, truth: Masks of one shape.
-        spacing: Millimetres between voxels along each axis; ``None`` measures in voxels.
+        truth_voxels, predicted_voxels: Sizes of the masks.
+        strict, transunet: Scores under the two definitions.
     """
-    if prediction.any() and truth.any():
-        there, back = surface_distances(prediction, truth, spacing)
-        return Score(dice(prediction, truth), float(max(np.percentile(there, 95), np.percentile(back, 95))))
-    return Score(0.0, None) if prediction.any() or truth.any() else Score(None, None)
+
+    truth_voxels: int
+    predicted_voxels: int
+    strict: Score
+    transunet: Score
+
+
+def score_classes(
+    prediction: Labels, truth: Labels, classes: int, spacing: tuple[float, ...] | None = None
+) -> list[Structure]:
+    """Score labels 1 to ``classes`` of a volume, under both definitions.
+
+    Args:
+        prediction, truth: Labels of one shape.
+        classes: Number of classes, without the background.
+        spacing: Millimetres between voxels along each axis; ``None`` measures ``strict`` in voxels too.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction and truth must have one shape, got {prediction.shape} and {truth.shape}")
+    foreground = truth > 0  # most of a volume is background, so it is left out early
+    predicted, present, shared = (
+        np.bincount(labels, minlength=classes + 1)
+        for labels in (prediction[prediction > 0], truth[foreground], truth[foreground & (prediction == truth)])
+    )
+    surfaces = [surface_points(x, classes) for x in (prediction, truth)]
+    return [
+        _score(int(present[k]), int(predicted[k]), int(shared[k]), surfaces[0][k - 1], surfaces[1][k - 1], spacing)
+        for k in range(1, classes + 1)
+    ]
+
+
+def score(prediction: Mask, truth: Mask, spacing: tuple[float, ...] | None = None) -> Structure:
+    """Score one mask, under both definitions."""
+    return score_classes(prediction.astype(np.uint8), truth.astype(np.uint8), 1, spacing)[0]
+
+
+def surface_points(labels: Labels, classes: int) -> list[Points]:
+    """Indices ``(N, D)`` of the surface voxels of labels 1 to ``classes``.
+
+    A surface voxel is one with a face neighbour of another class; the outside of the volume counts as another class.
+    """
+    surface = np.zeros(labels.shape, bool)
+    for axis in range(labels.ndim):
+        values, found = np.moveaxis(labels, axis, 0), np.moveaxis(surface, axis, 0)  # views
+        differs = values[1:] != values[:-1]
+        found[1:] |= differs
+        found[:-1] |= differs
+        found[[0, -1]] = True
+    surface &= labels > 0
+    points, of = np.argwhere(surface), labels[surface]
+    return [points[of == label] for label in range(1, classes + 1)]
 
 
 def surface_distances(
-    prediction: Mask, truth: Mask, spacing: tuple[float, ...] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distance from every surface voxel of each mask to the nearest surface voxel of the other.
-
-    A surface voxel is one with a face neighbour outside the mask; the outside of the volume counts as outside.
+    prediction: Points, truth: Points, spacing: tuple[float, ...] | None = None
+) -> tuple[Distances, Distances]:
+    """Distance from every surface voxel of each of two structures to the nearest surface voxel of the other.
 
     Args:
-        prediction, truth: Masks of one shape, neither empty.
+        prediction, truth: From ``surface_points``, neither empty.
         spacing: Distance between voxels along each axis; ``None`` is 1 along all.
 
     Returns:
         From prediction to truth and from truth to prediction.
     """
-    box = _bounding_box(prediction | truth)  # nothing outside it matters, and the transforms are not cheap
-    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (prediction, truth)]
-    to_prediction, to_truth = (ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces)
-    return to_truth[surfaces[0]], to_prediction[surfaces[1]]
+    # Search trees instead of distance transforms: what they cost depends on the surfaces, not on the volume around.
+    points = [indices * np.asarray(spacing or 1.0) for indices in (prediction, truth)]
+    to_prediction, to_truth = (KDTree(p, balanced_tree=False) for p in points)
+    return to_truth.query(points[0])[0], to_prediction.query(points[1])[0]
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-    (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    return tuple(box)
+def _score(
+    present: int, predicted: int, shared: int, prediction: Points, truth: Points, spacing: tuple[float, ...] | None
+) -> Structure:
+    if not (predicted or present):
+        return Structure(0, 0, Score(None, None), Score(0.0, 0.0))
+    if not (predicted and present):
+        return Structure(present, predicted, Score(0.0, None), Score(1.0 if predicted else 0.0, 0.0))
+    dice = 2 * shared / (predicted + present)
+    there, back = surface_distances(prediction, truth)
+    transunet = Score(dice, float(np.percentile(np.concatenate((there, back)), 95)))
+    if spacing is not None:
+        there, back = surface_distances(prediction, truth, spacing)
+    strict = Score(dice, float(max(np.percentile(there, 95), np.percentile(back, 95))))
+    return Structure(present, predicted, strict, transunet)
+
+
+def confusion(prediction: Mask, truth: Mask) -> dict[str, float]:
+    """Shares of an image's pixels that are true and false positives and negatives."""
+    return {
+        "true_positive": float(np.mean(prediction & truth)),
+        "false_positive": float(np.mean(prediction & ~truth)),
+        "false_negative": float(np.mean(~prediction & truth)),
+        "true_negative": float(np.mean(~prediction & ~truth)),
+    }
+
+
+def rates(shares: dict[str, float]) -> dict[str, float | None]:
+    """IoU, Dice, accuracy, specificity and sensitivity of shares; ``None`` where the denominator is 0."""
+    tp, fp = shares["true_positive"], shares["false_positive"]
+    fn, tn = shares["false_negative"], shares["true_negative"]
+    fractions = {
+        "iou": (tp, tp + fp + fn),
+        "dice": (2 * tp, 2 * tp + fp + fn),
+        "accuracy": (tp + tn, tp + fp + fn + tn),
+        "specificity": (tn, tn + fp),
+        "sensitivity": (tp, tp + fn),
+    }
+    return {name: part / whole if whole else None for name, (part, whole) in fractions.items()}

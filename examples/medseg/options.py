@@ -1,120 +1,136 @@
-"""The settings of a run, its command line and its output folder."""
+"""The command line of the training examples."""
 
 import argparse
-import json
 import math
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-from medseg.report import write_json
+from medseg.benchmark import Benchmark, Settings
 
-
-class RunError(ValueError):
-    """What was asked does not fit the output folder or the network."""
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the outcome of a run. Defaults are the paper's, section 4.3."""
-
-    attention: str = "gca"
-    groups: int | None = None  # None: the default of the layer, which for GCA is the paper's value
-    reduction: int | None = None
-    pool: str | None = None
-    encoder: str = "tu-resnet50"
-    size: int = 224
-    batch_size: int = 8
-    epochs: int = 200
-    lr: float = 1e-4
-    min_lr: float = 1e-6
-    weight_decay: float = 1e-4
-    seed: int = 10
-
-
-PAPER = Settings()
-# Small enough for two CPU cores: fewer and smaller slices, and a learning rate at which few steps suffice.
-PHANTOM = replace(PAPER, size=64, batch_size=4, epochs=4, lr=1e-3, min_lr=1e-5)
-
-
-def settings_from(options: argparse.Namespace) -> Settings:
-    """The settings that a command line asks for, on top of the preset for its data."""
-    preset = PHANTOM if options.data is None else PAPER
-    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
-    return replace(preset, **{name: value for name, value in given.items() if value is not None})
-
-
-def prepare_out(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make ``out`` ready and note the settings in it; never mix two runs or lose one silently."""
-    noted, checkpoint = out / "settings.json", out / "checkpoints" / "last.ckpt"
-    if resume:
-        if not checkpoint.is_file():
-            raise RunError(f"nothing to resume: {checkpoint} does not exist")
-        before = json.loads(noted.read_text())
-        changed = [
-            f"{name} was {before[name]}, is {value}" for name, value in settings.items() if before[name] != value
-        ]
-        if changed:
-            raise RunError(f"cannot resume {out} with other settings: {'; '.join(changed)}")
-        return
-    if checkpoint.exists() or (out / "results.json").exists():
-        if not overwrite:
-            raise RunError(
-                f"{out} already holds a run; pass --resume to go on with it, --overwrite to replace it, "
-                "or another --out"
-            )
-        for name in ("checkpoints", "model", "overlays", "data"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("results.json", "metrics.csv", "curves.png"):
-            (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(noted, settings)
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """The command line."""
+def parser(benchmark: Benchmark, description: str, preset: Settings | None = None) -> argparse.ArgumentParser:
+    """The command line of one benchmark; ``preset`` is that of synthetic data, where ``--data`` may be left out."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    paper = benchmark.settings
 
     def default(name: str) -> str:
-        paper, phantom = getattr(PAPER, name), getattr(PHANTOM, name)
-        return f" (default: {paper})" if paper == phantom else f" (default: {paper}; on phantoms: {phantom})"
+        theirs, ours = getattr(paper, name), getattr(preset or paper, name)
+        return f" (default: {theirs})" if theirs == ours else f" (default: {theirs}; on phantoms: {ours})"
 
     run = parser.add_argument_group("run")
     run.add_argument(
         "--data",
         type=Path,
-        help="folder with train_npz/, test_vol_h5/, lists_Synapse/ (default: generate synthetic phantoms)",
+        required=preset is None,
+        help=f"folder with {benchmark.layout}" + (" (default: generate synthetic phantoms)" if preset else ""),
     )
+    out = Path("runs") / benchmark.name
+    run.add_argument("--out", type=Path, default=out, help="receives everything (default: %(default)s)")
     run.add_argument(
-        "--out", type=Path, default=Path("runs/synapse"), help="receives everything (default: %(default)s)"
+        "--resume", action=argparse.BooleanOptionalAction, default=False, help="go on with an interrupted run in --out"
     )
-    run.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
     run.add_argument("--overwrite", action="store_true", help="replace a run in --out")
-    run.add_argument("--score-training", action="store_true", help="also score the slices it was trained on")
+    run.add_argument("--config", type=Path, help="settings.json of a run to repeat; other options change it")
+    run.add_argument(
+        "--seed",
+        type=int_from_0,
+        nargs="+",
+        help="of weights, order and augmentation; several train one after another" + default("seed"),
+    )
+    run.add_argument("--limit", type=positive_int, help="use at most this many cases of each part, for a quick look")
+    run.add_argument("--score-training", action="store_true", help="also score the cases it was trained on")
+    run.add_argument(
+        "--time-loader", action="store_true", help="print how many images a second loading gives, and stop"
+    )
+
+    split = parser.add_argument_group("split")
+    if benchmark.name == "synapse":
+        split.add_argument(
+            "--cross-validate",
+            action=argparse.BooleanOptionalAction,
+            default=False,
+            help="train and test every fold, one after another",
+        )
+        split.add_argument(
+            "--folds", type=_folds, help="folds of the cross-validation over patients" + default("folds")
+        )
+        split.add_argument(
+            "--fold",
+            type=positive_int,
+            help="train and test this fold alone, counted from 1 (default: the split of the lists)",
+        )
+    if benchmark.name != "acdc":
+        split.add_argument(
+            "--validation",
+            type=_fraction,
+            help="share of the training patients held out for validation where the data names none; 0 for none"
+            + default("validation"),
+        )
+        split.add_argument(
+            "--split-seed", type=int_from_0, help="of folds and of what is held out" + default("split_seed")
+        )
 
     network = parser.add_argument_group("network")
     network.add_argument(
+        "--arch",
+        help="gca-resunet, or a baseline of segmentation-models-pytorch: Unet, UnetPlusPlus, Segformer, ..."
+        + default("arch"),
+    )
+    network.add_argument(
         "--attention",
         choices=("gca", "coord", "cbam", "se", "none"),
-        help="attention in every residual block" + default("attention"),
+        help="attention in every residual block of gca-resunet" + default("attention"),
     )
-    network.add_argument("--groups", type=_positive_int, help="channel groups of GCA (default: 2)")
-    network.add_argument("--reduction", type=_positive_int, help="reduction ratio (default: of the layer; GCA: 2)")
+    network.add_argument("--groups", type=positive_int, help="channel groups of GCA (default: 2)")
+    network.add_argument("--reduction", type=positive_int, help="reduction ratio (default: of the layer; GCA: 2)")
     network.add_argument("--pool", choices=("avg", "max", "avg+max"), help="pooling of GCA (default: avg+max)")
     network.add_argument("--encoder", help="encoder of segmentation-models-pytorch" + default("encoder"))
 
     training = parser.add_argument_group("training")
-    training.add_argument("--size", type=_size, help="side of the square slices" + default("size"))
-    training.add_argument("--batch-size", type=_positive_int, help="slices in a batch" + default("batch_size"))
-    training.add_argument("--epochs", type=_positive_int, help="passes over the training slices" + default("epochs"))
+    training.add_argument("--size", type=size, help="side of the square slices" + default("size"))
+    training.add_argument(
+        "--batch-size", type=positive_int, help="slices in a batch, of all devices together" + default("batch_size")
+    )
+    training.add_argument("--epochs", type=positive_int, help="passes over the training slices" + default("epochs"))
     training.add_argument("--lr", type=_positive_float, help="first learning rate" + default("lr"))
     training.add_argument("--min-lr", type=_positive_float, help="last learning rate" + default("min_lr"))
     training.add_argument("--weight-decay", type=_float_from_0, help="of AdamW" + default("weight_decay"))
-    training.add_argument("--seed", type=_int_from_0, help="of phantoms, weights and order of slices" + default("seed"))
+    training.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="augment as in the paper" + default("augment")
+    )
+    training.add_argument(
+        "--validate-every", type=positive_int, help="epochs between validations" + default("validate_every")
+    )
+    training.add_argument(
+        "--patience", type=positive_int, help="validations without improvement before it stops" + default("patience")
+    )
+
+    execution = parser.add_argument_group("execution")
+    execution.add_argument(
+        "--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="(default: %(default)s)"
+    )
+    execution.add_argument("--devices", default="1", help="how many, which (0,2), or auto (default: %(default)s)")
+    execution.add_argument("--nodes", type=positive_int, default=1, help="machines (default: %(default)s)")
+    execution.add_argument("--strategy", default="auto", help="of Lightning, e.g. ddp (default: %(default)s)")
+    execution.add_argument(
+        "--workers", type=int_from_0, help="processes that prepare slices (default: 4 with a GPU, else 0)"
+    )
+    execution.add_argument("--precision", choices=PRECISIONS, help="of training" + default("precision"))
+    execution.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="torch.compile the network (default: no)",
+    )
+    execution.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="the same numbers every time; a GPU is faster without" + default("deterministic"),
+    )
     return parser
 
 
@@ -133,8 +149,10 @@ def _number(kind: type[int] | type[float], wanted: str, accept: Callable[[float]
     return parse
 
 
-_positive_int = _number(int, "a whole number from 1", lambda value: value >= 1)
-_int_from_0 = _number(int, "a whole number from 0", lambda value: value >= 0)
+positive_int = _number(int, "a whole number from 1", lambda value: value >= 1)
+int_from_0 = _number(int, "a whole number from 0", lambda value: value >= 0)
+_folds = _number(int, "a whole number from 2", lambda value: value >= 2)
 _positive_float = _number(float, "a number above 0", lambda value: value > 0)
 _float_from_0 = _number(float, "a number from 0", lambda value: value >= 0)
-_size = _number(int, "a whole number from 32", lambda value: value >= 32)
+_fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+size = _number(int, "a whole number from 32", lambda value: value >= 32)

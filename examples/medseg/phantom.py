@@ -8,16 +8,17 @@ and noise. Nothing measured on it says anything about real CT.
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
+from medseg.nifti import HU_WINDOW
+from medseg.whole import write_h5, write_npz, write_text
+
 Volume = NDArray[np.float32]
 
 SHAPE = (20, 96, 96)  # slices, rows, columns
-HU_WINDOW = (-125.0, 275.0)  # the window of the preprocessed Synapse set
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,6 @@ def write_phantoms(folder: Path, *, train: int, test: int, seed: int) -> Path:
     Returns:
         ``folder``.
     """
-    for name in ("train_npz", "test_vol_h5", "lists_Synapse"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
     slices, volumes = [], []
     for number in tqdm(range(train + test), desc="Synthetic patients"):
         image, label = make_phantom(seed * 10_000 + number)
@@ -128,11 +127,10 @@ def write_phantoms(folder: Path, *, train: int, test: int, seed: int) -> Path:
         if number < train:
             for z in range(len(image)):
                 slices.append(f"{case}_slice{z:03d}")
-                np.savez(folder / "train_npz" / f"{slices[-1]}.npz", image=image[z], label=label[z])
+                write_npz(folder / "train_npz" / f"{slices[-1]}.npz", image=image[z], label=label[z])
         else:
             volumes.append(case)
-            with h5py.File(folder / "test_vol_h5" / f"{case}.npy.h5", "w") as file:
-                file["image"], file["label"] = image, label
-    (folder / "lists_Synapse" / "train.txt").write_text("\n".join(slices) + "\n")
-    (folder / "lists_Synapse" / "test_vol.txt").write_text("\n".join(volumes) + "\n")
+            write_h5(folder / "test_vol_h5" / f"{case}.npy.h5", image=image, label=label)
+    write_text(folder / "lists_Synapse" / "train.txt", "\n".join(slices) + "\n")
+    write_text(folder / "lists_Synapse" / "test_vol.txt", "\n".join(volumes) + "\n")
     return folder

@@ -6,172 +6,114 @@
     DIR/test_vol_h5/caseNNNN.npy.h5           image (Z, H, W), label (Z, H, W)
     DIR/lists_Synapse/train.txt               names of training slices, one a line
     DIR/lists_Synapse/test_vol.txt            names of test volumes, one a line
+
+A file may also hold ``spacing``, millimetres along z, y and x; then distances are in millimetres.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import h5py
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
-
-from medseg.geometry import as_rgb, fit_square
+from medseg.benchmark import Benchmark, Paper, Settings
+from medseg.cases import Case, Split, Volume, fold_of, hold_out, stack_slices
+from medseg.checks import check_image, check_label, check_spacing
+from medseg.errors import DataError
+from medseg.files import read_h5, read_list, read_npz, require
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 CLASSES = 1 + len(ORGANS)
 
-Array = NDArray[np.float32]
-Labels = NDArray[np.uint8]
 
-
-class DataError(ValueError):
-    """Training data is missing or damaged; the message names the file and the remedy."""
-
-
-@dataclass(frozen=True)
-class Volume:
-    """One case: ``image`` (Z, H, W) in [0, 1] and ``label`` (Z, H, W) in 0..8."""
-
-    case: str
-    image: Array
-    label: Labels
-
-
-@dataclass(frozen=True)
-class SynapseFolder:
-    """A folder in the layout above whose lists were read and whose files all exist."""
-
-    slices: Sequence[Path]
-    volumes: Sequence[Path]
-
-    @classmethod
-    def open(cls, folder: Path) -> "SynapseFolder":
-        """Read the lists and look for every file they name, without reading the files."""
-        if not folder.is_dir():
-            raise DataError(
-                f"no data folder {folder}; give --data a folder that holds train_npz/, test_vol_h5/ "
-                "and lists_Synapse/, or leave --data out to train on synthetic phantoms"
-            )
-        return cls(
-            slices=_listed(folder, "train.txt", "train_npz", ".npz"),
-            volumes=_listed(folder, "test_vol.txt", "test_vol_h5", ".npy.h5"),
+def open_synapse(folder: Path, settings: Settings) -> Split:
+    """The split that the lists describe, or one fold of a cross-validation over all listed cases."""
+    if not folder.is_dir():
+        raise DataError(
+            f"no data folder {folder}; give --data a folder that holds train_npz/, test_vol_h5/ and lists_Synapse/, "
+            "or leave --data out to train on synthetic phantoms"
         )
+    train, test = _training_cases(folder, whole=settings.fold is not None), _test_cases(folder)
+    if settings.fold is None:
+        name = f"lists of the folder ({len(train)} cases for training, {len(test)} for test)"
+    else:
+        if shared := sorted({case.name for case in train} & {case.name for case in test}):
+            raise DataError(f"{shared[0]} is in both lists of {folder / 'lists_Synapse'}; a case belongs to one")
+        # Four-fold cross-validation needs every case once in a test fold; slices of a case make up its volume.
+        train, test = fold_of([*train, *test], settings.fold, settings.folds, settings.split_seed)
+        name = f"fold {settings.fold} of {settings.folds} over patients, seed {settings.split_seed}"
+    train, validation = hold_out(train, settings.validation, settings.split_seed)
+    return Split(name, train, validation, test)
 
 
-class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Training slices, read, checked and fitted to a square once, then kept in memory.
-
-    Reading everything at the start finds a damaged file before the first step instead of hours later. Memory: one
-    float32 image and one uint8 label per slice, 0.25 MB at 224x224.
-
-    Args:
-        paths: ``.npz`` files with ``image`` and ``label``.
-        size: Side of the square.
-
-    Items: image ``(3, S, S)`` float32 and label ``(S, S)`` int64.
-    """
-
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
-        self.images, self.labels = [], []
-        for path in tqdm(paths, desc="Reading training slices"):
-            image, label = read_slice(path)
-            self.images.append(fit_square(torch.from_numpy(image)[None], size)[0])
-            self.labels.append(fit_square(torch.from_numpy(label)[None], size)[0])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return as_rgb(self.images[index]), self.labels[index].long()
-
-
-def read_slice(path: Path) -> tuple[Array, Labels]:
-    """Read and check one training slice: image (H, W) and label (H, W)."""
-
-    def read() -> tuple[Array, Array]:
-        # Never a pickle: an object array is refused. Opened here, because np.load leaks the file of a broken archive.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return _get(file, "image", path), _get(file, "label", path)
-
-    return _checked(path, *_reading(path, read), dimensions=2)
+def read_slice(path: Path) -> Volume:
+    """Read and check one training slice."""
+    return _read(path, path.stem, dimensions=2)
 
 
 def read_volume(path: Path) -> Volume:
     """Read and check one test volume."""
-
-    def read() -> tuple[Array, Array]:
-        with h5py.File(path, "r") as file:
-            return _get(file, "image", path), _get(file, "label", path)
-
-    return Volume(path.name.removesuffix(".npy.h5"), *_checked(path, *_reading(path, read), dimensions=3))
+    return _read(path, path.name.removesuffix(".npy.h5"), dimensions=3)
 
 
-def slices_as_volumes(paths: Sequence[Path]) -> list[Volume]:
-    """The listed slices of each case stacked into one volume, to score a network on what it was trained on."""
-    cases: dict[str, list[Path]] = {}
+def _read(path: Path, name: str, dimensions: int) -> Volume:
+    arrays = (read_npz if dimensions == 2 else read_h5)(path, ("image", "label"))
+    image = check_image(path, arrays["image"], dimensions)
+    label = check_label(path, arrays["label"], image.shape, CLASSES)
+    shape = (-1, 1, *image.shape[-2:])
+    return Volume(
+        name, image.reshape(shape), label.reshape(-1, *image.shape[-2:]), check_spacing(path, arrays.get("spacing"))
+    )
+
+
+def _training_cases(folder: Path, *, whole: bool) -> list[Case]:
+    paths = _listed(folder, "train.txt", "train_npz", ".npz")
+    slices: dict[str, list[Path]] = {}
     for path in paths:
-        cases.setdefault(path.stem.rpartition("_slice")[0], []).append(path)
-    volumes = []
-    for case, members in cases.items():
-        slices = [read_slice(path) for path in sorted(members)]
-        shapes = {image.shape for image, _ in slices}
-        if len(shapes) > 1:
-            raise DataError(f"slices of {case} differ in shape ({sorted(shapes)}), so they cannot be one volume")
-        images, labels = zip(*slices, strict=True)
-        volumes.append(Volume(case, np.stack(images), np.stack(labels)))
-    return volumes
+        case, found, number = path.stem.rpartition("_slice")
+        if not (found and number.isdigit()):
+            raise DataError(f"{path.name} in {folder / 'lists_Synapse/train.txt'} is not named caseNNNN_sliceZZZ")
+        slices.setdefault(case, []).append(path)
+    for case, members in slices.items() if whole else ():
+        if gaps := set(range(len(members))) - set(map(_slice_number, members)):
+            raise DataError(
+                f"{folder / 'lists_Synapse/train.txt'} names {len(members)} slices of {case} but not number "
+                f"{min(gaps)}; in a cross-validation every case is tested as a volume, so name all its slices from 0"
+            )
+    return [
+        Case(name, name, partial(stack_slices, name, sorted(members, key=_slice_number), read_slice))
+        for name, members in slices.items()
+    ]
 
 
-def _listed(folder: Path, list_name: str, subfolder: str, suffix: str) -> list[Path]:
+def _test_cases(folder: Path) -> list[Case]:
+    paths = _listed(folder, "test_vol.txt", "test_vol_h5", ".npy.h5")
+    names = [path.name.removesuffix(".npy.h5") for path in paths]
+    return [Case(name, name, partial(read_volume, path)) for name, path in zip(names, paths, strict=True)]
+
+
+def _listed(folder: Path, list_name: str, subfolder: str, suffix: str) -> Sequence[Path]:
     list_path = folder / "lists_Synapse" / list_name
-    if not list_path.is_file():
-        raise DataError(f"no list {list_path}; it names one file of {subfolder}/ a line, without {suffix}")
-    names = list_path.read_text().split()
-    if not names:
-        raise DataError(f"{list_path} is empty; it names one file of {subfolder}/ a line, without {suffix}")
+    names = read_list(list_path, f"one file of {subfolder}/, without {suffix},")
     paths = [folder / subfolder / f"{name}{suffix}" for name in names]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DataError(f"{len(missing)} of {len(paths)} files named in {list_path} are missing, first {missing[0]}")
+    require(paths, list_path)
     return paths
 
 
-def _reading(path: Path, read: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
-    try:
-        return read()
-    except DataError:
-        raise
-    except Exception as error:  # numpy, zipfile, zlib and h5py raise a dozen types over a damaged file
-        raise DataError(f"cannot read {path}: {error}; the file is damaged or incomplete, fetch it again") from error
+def _slice_number(path: Path) -> int:
+    return int(path.stem.rpartition("_slice")[2])
 
 
-def _get(file: "np.lib.npyio.NpzFile | h5py.File", key: str, path: Path) -> Array:
-    if key not in file:
-        raise DataError(f"{path} has no array {key!r}, only {sorted(file)}; wanted 'image' and 'label'")
-    array = np.asarray(file[key])
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{path}: {key} has dtype {array.dtype}; wanted numbers")
-    return array.astype(np.float32)
-
-
-def _checked(path: Path, image: Array, label: Array, dimensions: int) -> tuple[Array, Labels]:
-    if image.ndim != dimensions or image.size == 0:
-        raise DataError(f"{path}: image has shape {image.shape}; wanted {dimensions} dimensions, none of them empty")
-    if image.shape != label.shape:
-        raise DataError(f"{path}: image has shape {image.shape} but label {label.shape}; they must be equal")
-    if not np.isfinite(image).all():
-        raise DataError(f"{path}: image has {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
-    if image.min() < 0 or image.max() > 1:
-        raise DataError(
-            f"{path}: image values run from {image.min():g} to {image.max():g}; wanted [0, 1] "
-            "(Hounsfield units clipped to [-125, 275] and scaled)"
-        )
-    classes = np.unique(label)
-    if not np.isin(classes, np.arange(CLASSES)).all():
-        raise DataError(f"{path}: label has values {classes.tolist()}; wanted whole numbers from 0 to {CLASSES - 1}")
-    return image, label.astype(np.uint8)
+SYNAPSE = Benchmark(
+    name="synapse",
+    title="Synapse",
+    classes=ORGANS,
+    open=open_synapse,
+    settings=Settings(),
+    intensity="hu",
+    # Table 1: mean of four cross-validation folds of the real Synapse set.
+    paper=Paper(
+        source="Table 1, mean and standard deviation over four cross-validation folds",
+        dice=dict(zip(ORGANS, (89.95, 74.71, 93.38, 91.60, 95.54, 68.95, 92.60, 82.15), strict=True)),
+        mean={"dice": (86.11, 0.49), "hd95": (18.96, 1.07)},
+    ),
+    layout="train_npz/, test_vol_h5/ and lists_Synapse/ (see medseg/synapse.py)",
+)

@@ -1,0 +1,189 @@
+"""Schedule, validation, early stopping and resuming, on a network of one convolution."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from medseg.augmentation import Augmentation
+from medseg.benchmark import Settings
+from medseg.cases import Case, Volume
+from medseg.errors import RunError
+from medseg.losses import cross_entropy, dice_loss, dice_sums
+from medseg.slices import Draw, SliceDataset, Slices
+from medseg.training import Execution, SegmentationTask, Training, train
+
+SETTINGS = Settings(size=32, batch_size=4, epochs=6, lr=1e-2, min_lr=1e-4, validate_every=2, deterministic=False)
+CPU = Execution(accelerator="cpu")
+
+
+def dataset(cases: int, seed: int, augmentation: Augmentation | None = None) -> SliceDataset:
+    """Squares on noise, brighter than it; three slices a case."""
+
+    def read(number: int) -> Volume:
+        rng = np.random.default_rng((seed, number))
+        label = np.zeros((3, 32, 32), np.uint8)
+        top, left = rng.integers(2, 20, 2)
+        label[:, top : top + 10, left : left + 10] = 1
+        image = (0.3 * label + rng.uniform(0, 0.6, label.shape)).astype(np.float32)
+        return Volume(f"case{number}", image[:, None], label)
+
+    listed = [Case(f"case{n}", f"case{n}", partial(read, n)) for n in range(cases)]
+    return SliceDataset(listed, 32, augmentation=augmentation)
+
+
+class Network(nn.Sequential):
+    """With dropout, whose random numbers a resumed training has to repeat."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 2, 1))
+
+
+Train = Callable[..., tuple[SegmentationTask, Training]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Train:
+    def run(
+        settings: Settings = SETTINGS,
+        *,
+        out: str = "out",
+        resume: bool = False,
+        validation: int = 2,
+        workers: int = 0,
+    ) -> tuple[SegmentationTask, Training]:
+        training = dataset(5, 0, Augmentation(32, colour=False))
+        slices = Slices(training, dataset(validation, 1), batch_size=settings.batch_size, seed=3, workers=workers)
+        task = SegmentationTask(Network(), settings, slices.steps_per_epoch)
+        (tmp_path / out).mkdir(exist_ok=True)
+        return task, train(task, slices, settings, CPU, out=tmp_path / out, resume=resume)
+
+    return run
+
+
+class PowerCutError(RuntimeError):
+    pass
+
+
+def stop_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
+    """End training in the first step after that many epochs."""
+    step = SegmentationTask.training_step
+
+    def training_step(task: SegmentationTask, *batch: object) -> torch.Tensor:
+        if task.current_epoch == epochs:
+            raise PowerCutError
+        return step(task, *batch)  # type: ignore[arg-type]
+
+    patch.setattr(SegmentationTask, "training_step", training_step)
+
+
+def test_cosine_learning_rate_validation_and_best_checkpoint(run: Train, tmp_path: Path) -> None:
+    task, training = run()
+    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    steps = 15 // 4  # the last three slices of an epoch do not fill a batch
+    assert list(metrics["step"]) == [steps * epoch for epoch in range(1, 7)]
+    cosine = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(1, 7)]
+    np.testing.assert_allclose(metrics["lr"], cosine, rtol=1e-6)
+    assert list(metrics["val_loss"].notna()) == [False, True] * 3
+    assert (training.epochs, training.stopped_early) == (6, False)
+    best = metrics.loc[metrics["val_loss"].idxmin()]
+    assert (training.best_epoch, training.best_val_loss) == (best["epoch"], best["val_loss"])
+    # The network that is left has that loss over all validation slices as one batch.
+    slices = dataset(2, 1)
+    images, labels = (torch.stack(tensors) for tensors in zip(*(slices[Draw(i, 0)] for i in range(6)), strict=True))
+    task.eval()
+    with torch.inference_mode():
+        logits = task(images)
+        loss = cross_entropy(logits, labels) + dice_loss(dice_sums(logits, labels))
+    assert float(loss) == pytest.approx(training.best_val_loss, rel=1e-5)
+
+
+def test_early_stopping_holds_when_resumed(run: Train) -> None:
+    # Steps so small that no validation is better than the first by the 1e-4 that count.
+    settings = replace(SETTINGS, lr=1e-9, min_lr=1e-10, validate_every=1, patience=2, epochs=50)
+    task, training = run(settings)
+    assert (training.epochs, training.stopped_early) == (3, True)
+    resumed_task, resumed = run(settings, resume=True)
+    assert (resumed.epochs, resumed.stopped_early, resumed.best_epoch) == (3, True, training.best_epoch)
+    for one, other in zip(task.parameters(), resumed_task.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_patience_of_a_resumed_training_goes_on_counting(run: Train, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, lr=1e-9, min_lr=1e-10, validate_every=1, patience=4, epochs=50)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(PowerCutError):
+            run(settings)
+    _, resumed = run(settings, resume=True)
+    assert (resumed.epochs, resumed.stopped_early) == (5, True)
+    assert list(pd.read_csv(tmp_path / "out" / "metrics.csv")["epoch"]) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("epochs", "workers"), [(1, 0), (2, 0), (5, 0), (3, 2)])
+def test_resuming_gives_the_weights_of_an_uninterrupted_training(
+    run: Train, tmp_path: Path, epochs: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, training = run(out="whole")
+    with monkeypatch.context() as patch:
+        stop_after(epochs, patch)
+        with pytest.raises(PowerCutError):
+            run(out="parts")
+    parts, resumed = run(out="parts", resume=True, workers=workers)
+    for (name, one), other in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    assert resumed == training
+    files = [(tmp_path / out / "metrics.csv").read_text() for out in ("whole", "parts")]
+    assert files[0] == files[1]
+
+
+def test_another_seed_gives_other_weights(run: Train) -> None:
+    one, _ = run(out="one")
+    other, _ = run(replace(SETTINGS, seed=SETTINGS.seed + 1), out="other")  # of dropout; the slices keep theirs
+    assert not torch.equal(one.model[0].weight, other.model[0].weight)  # type: ignore[index, union-attr]
+
+
+def test_without_validation_the_last_network_is_kept(run: Train, tmp_path: Path) -> None:
+    task, training = run(validation=0)
+    assert (training.epochs, training.best_epoch, training.best_val_loss) == (6, None, None)
+    assert not (tmp_path / "out" / "checkpoints" / "best.ckpt").exists()
+    last = torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in task.state_dict().items():
+        assert torch.equal(value, last[name])
+
+
+def test_checkpoints_hold_nothing_that_is_pickled(run: Train, tmp_path: Path) -> None:
+    run(replace(SETTINGS, epochs=2))
+    for name in ("last.ckpt", "best.ckpt"):
+        torch.load(tmp_path / "out" / "checkpoints" / name, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("execution", "message"),
+    [
+        (Execution(accelerator="cpu", devices="some"), "--devices some"),
+        (Execution(accelerator="cpu", devices="0"), "--devices 0"),
+        (Execution(accelerator="cpu", strategy="dpp"), "--strategy dpp.*invalid strategy name"),
+    ],
+)
+def test_impossible_executions_are_refused(tmp_path: Path, execution: Execution, message: str) -> None:
+    slices = Slices(dataset(2, 0), dataset(1, 1), batch_size=4, seed=3, workers=0)
+    task = SegmentationTask(Network(), SETTINGS, slices.steps_per_epoch)
+    with pytest.raises(RunError, match=rf"Lightning cannot train with .*{message}"):
+        train(task, slices, SETTINGS, execution, out=tmp_path, resume=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu(tmp_path: Path) -> None:
+    slices = Slices(dataset(2, 0), dataset(1, 1), batch_size=4, seed=3, workers=0)
+    task = SegmentationTask(Network(), SETTINGS, slices.steps_per_epoch)
+    with pytest.raises(RunError, match="No supported gpu backend found"):
+        train(task, slices, SETTINGS, Execution(accelerator="gpu"), out=tmp_path, resume=False)
