@@ -13,8 +13,11 @@ from medseg.experiment import main as run
 from medseg.phantom import write_phantoms
 from medseg.synapse import SYNAPSE
 
-# Small enough for two CPU cores: fewer and smaller slices, and a learning rate at which few steps suffice.
-PHANTOMS = replace(SYNAPSE.settings, size=64, batch_size=4, epochs=4, lr=1e-3, min_lr=1e-5, validate_every=1)
+# Small enough for two CPU cores: fewer and smaller slices, and a learning rate at which few steps suffice, though not
+# for augmented slices as well.
+PHANTOMS = replace(
+    SYNAPSE.settings, size=64, batch_size=4, epochs=5, lr=1e-3, min_lr=1e-5, validate_every=1, augment=False
+)
 
 
 def phantoms(folder: Path, seed: int) -> Path:
