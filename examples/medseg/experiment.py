@@ -1,6 +1,5 @@
 """One training run from the data folder to tables, numbers and pictures; and several of them, collected."""
 
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from medseg.benchmark import Benchmark, Settings
 from medseg.cases import Case, Census, Split, Volume
 from medseg.errors import DataError, RunError
 from medseg.evaluation import evaluate, headline, mean_dice, predict_volume, summarize, telling_cases
+from medseg.files import read_json
 from medseg.network import build_model, save_model
 from medseg.options import parser
 from medseg.pictures import draw_bars, draw_curves, draw_overlay
@@ -171,7 +171,7 @@ def run_all(benchmark: Benchmark, runs: Sequence[Run], out: Path, arguments: Seq
         status = subprocess.run([sys.executable, sys.argv[0], *arguments, *run.overrides()]).returncode
         if status:
             raise RunError(f"the run in {run.out} failed; the finished ones are kept, go on with --resume")
-    collected = collect(benchmark, [json.loads((run.out / "results.json").read_text()) for run in runs])
+    collected = collect(benchmark, [read_json(run.out / "results.json") for run in runs])
     write_json(out / "runs.json", collected)
     text = table_of_runs(benchmark, collected)
     write_text(out / "table.txt", text + "\n")
