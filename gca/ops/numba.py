@@ -3,25 +3,21 @@
 One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
 Compiled on first use for the processor at hand and kept on disk.
 
-The tasks are shared out among ``torch.get_num_threads()`` Python threads, which the loops leave free to run side by
-side. numba's own threads would do as well, but they change the number of threads that torch uses, and abort the process
-where two threads of the program start them at once.
-
 The inner loops vectorise: elementwise along columns or channels, and along rows as reductions that may be reordered.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
+from gca.ops import threads
+
 _SUM = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+# What x / 0 is: inf or NaN, without the branch that keeps loops scalar.
+NUMPY: Final = "numpy"
 BLOCK = 256  # channels per task in channels_last: the accumulators of 56 columns stay in the second-level cache
 
 
@@ -105,84 +101,61 @@ def _run(
         arrays = [t.detach().permute(0, 2, 3, 1).numpy() for t in large]
         arrays += [t.detach().transpose(1, 2).contiguous().numpy() for t in small]
         tasks = rows_tasks or b * -(-c // BLOCK)
-    threads = min(torch.get_num_threads(), tasks)
-    bounds = [tasks * k // threads for k in range(threads + 1)]
-    spans = list(pairwise(bounds))
-    futures = [_workers().submit(kernel, *[*span, *arrays, *flags]) for span in spans[1:]]
-    kernel(*spans[0], *arrays, *flags)
-    for future in futures:
-        future.result()
+    threads.share_out(lambda first, last: kernel(first, last, *arrays, *flags), tasks, x.numel())
 
 
-@cache
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gca.ops.numba")
-
-
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork
-    os.register_at_fork(after_in_child=_workers.cache_clear)
-
-
-@njit
-def _shares(ties: Any, grad: Any, mean: Any) -> None:
+@njit(error_model=NUMPY)
+def _shares(ties: Any, grad: Any, every: Any) -> None:
     """Turn counts of ties into gradient per tie; a maximum that is NaN equals nothing and makes its line NaN."""
+    zero = np.zeros(1, ties.dtype)[0]
     for j in range(ties.shape[0]):
-        if ties[j] == 0:
-            mean[j] = np.nan
-        else:
-            ties[j] = grad[j] / ties[j]
+        every[j] += zero / ties[j]
+        ties[j] = grad[j] / ties[j]
 
 
-@njit(fastmath=_SUM)
-def _row_sum(row: Any) -> Any:
-    total = row[0]
-    for j in range(1, row.shape[0]):
-        total += row[j]
-    return total
+@njit(error_model=NUMPY, fastmath=_SUM | {"nnan"})
+def _max_without_nan(a: Any, b: Any) -> Any:
+    return a if a > b else b
 
 
-@njit(fastmath=_SUM | {"nnan"})
-def _row_max_without_nan(row: Any) -> Any:
-    peak = row[0]
-    for j in range(1, row.shape[0]):
-        peak = row[j] if row[j] > peak else peak
-    return peak
-
-
-@njit
-def _row_max(row: Any) -> Any:
-    peak = row[0]
-    for j in range(1, row.shape[0]):
-        peak = np.maximum(peak, row[j])
-    return peak
-
-
-@njit(cache=True, nogil=True)
+@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
 def _pool_planes(
     first: int, last: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
 ) -> None:
     _, h, w = x.shape
+    sums, tops = np.empty(w, x.dtype), np.empty(w, x.dtype)
+    zero = np.zeros(1, x.dtype)[0]
     for n in range(first, last):
-        mean_w[n, :] = x[n, 0]
-        if use_max:
-            peak_w[n, :] = x[n, 0]
+        sums[:] = 0
+        tops[:] = -np.inf
         for i in range(h):
-            row = x[n, i]
-            total = _row_sum(row)
-            mean_h[n, i] = total / w
-            if use_max:  # a row with a NaN has a NaN sum: only then look at it closely
-                peak_h[n, i] = _row_max_without_nan(row) if total == total else _row_max(row)
-            if i > 0:
+            total, peak = zero, x[n, i, 0]
+            if use_max:
                 for j in range(w):
-                    mean_w[n, j] += row[j]
-                if use_max:
-                    for j in range(w):
-                        peak_w[n, j] = np.maximum(peak_w[n, j], row[j])
+                    v = x[n, i, j]
+                    total += v
+                    sums[j] += v
+                    peak = _max_without_nan(peak, v)
+                    tops[j] = _max_without_nan(tops[j], v)
+                peak_h[n, i] = peak
+            else:
+                for j in range(w):
+                    total += x[n, i, j]
+                    sums[j] += x[n, i, j]
+            mean_h[n, i] = total / w
         for j in range(w):
-            mean_w[n, j] /= h
+            mean_w[n, j] = sums[j] / h
+        if use_max:
+            peak_w[n, :] = tops
+            for i in range(h):  # a line with a NaN has a NaN sum: only then look at it closely
+                if mean_h[n, i] != mean_h[n, i]:
+                    peak_h[n, i] = np.max(x[n, i])
+            for j in range(w):
+                if sums[j] != sums[j]:
+                    peak_w[n, j] = np.max(x[n, :, j])
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model=NUMPY, cache=True, nogil=True)
 def _pool_rows(
     first: int, last: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
 ) -> None:
@@ -223,18 +196,17 @@ def _pool_rows(
                 column[k] /= h
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model=NUMPY, cache=True, nogil=True)
 def _gate_planes(first: int, last: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
     _, h, w = x.shape
     for n in range(first, last):
-        columns = gate_w[n]
         for i in range(h):
-            source, target, row = x[n, i], y[n, i], gate_h[n, i]
+            row = gate_h[n, i]
             for j in range(w):
-                target[j] = source[j] * row * columns[j]
+                y[n, i, j] = x[n, i, j] * row * gate_w[n, j]
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model=NUMPY, cache=True, nogil=True)
 def _gate_rows(first: int, last: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
     _, h, w, c = x.shape
     for task in range(first, last):
@@ -246,25 +218,26 @@ def _gate_rows(first: int, last: int, x: Any, y: Any, gate_h: Any, gate_w: Any) 
                 target[k] = source[k] * row[k] * column[k]
 
 
-@njit(cache=True, nogil=True, fastmath=_SUM)
+@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
 def _gate_backward_planes(
     first: int, last: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
 ) -> None:
     _, h, w = x.shape
+    below = np.empty(w, x.dtype)
+    zero = np.zeros(1, x.dtype)[0]
     for n in range(first, last):
-        columns, below = gate_w[n], grad_w[n]
         below[:] = 0
         for i in range(h):
-            grads, values, row = grad[n, i], x[n, i], gate_h[n, i]
-            total = grads[0] * values[0] * columns[0]
-            for j in range(1, w):
-                total += grads[j] * values[j] * columns[j]
+            row, total = gate_h[n, i], zero
             for j in range(w):
-                below[j] += grads[j] * values[j] * row
+                product = grad[n, i, j] * x[n, i, j]
+                total += product * gate_w[n, j]
+                below[j] += product * row
             grad_h[n, i] = total
+        grad_w[n, :] = below
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model=NUMPY, cache=True, nogil=True)
 def _gate_backward_rows(
     first: int, last: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
 ) -> None:
@@ -287,7 +260,7 @@ def _gate_backward_rows(
                     below[k] += product * row[k]
 
 
-@njit(cache=True, nogil=True, fastmath=_SUM)
+@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
 def _pool_backward_planes(
     first: int, last: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
     peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
@@ -299,7 +272,6 @@ def _pool_backward_planes(
     share_h, share_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
     zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
     for n in range(first, last):
-        tops = peak_w[n]
         if use_mean:
             every_h[:] = grad_h[n] / w
             every_w[:] = grad_w[n] / h
@@ -309,29 +281,27 @@ def _pool_backward_planes(
         if use_max:
             share_w[:] = 0
             for i in range(h):
-                values, peak, ties = x[n, i], peak_h[n, i], zero
+                peak, ties = peak_h[n, i], zero
                 for j in range(w):
-                    share_w[j] += one if values[j] == tops[j] else zero
-                for j in range(w):
-                    ties += one if values[j] == peak else zero
+                    v = x[n, i, j]
+                    ties += one if v == peak else zero
+                    share_w[j] += one if v == peak_w[n, j] else zero
                 share_h[i] = ties
             _shares(share_h, grad_h[n], every_h)
             _shares(share_w, grad_w[n], every_w)
-        gates = gate_w[n]
         for i in range(h):
-            values, grads, target = x[n, i], grad[n, i], result[n, i]
             gate, every, share, peak = gate_h[n, i], every_h[i], share_h[i], peak_h[n, i]
             if use_max:
                 for j in range(w):
-                    v = values[j]
-                    at_max = (share if v == peak else zero) + (share_w[j] if v == tops[j] else zero)
-                    target[j] = grads[j] * gate * gates[j] + (every + every_w[j] + at_max)
+                    v = x[n, i, j]
+                    at_max = (share if v == peak else zero) + (share_w[j] if v == peak_w[n, j] else zero)
+                    result[n, i, j] = grad[n, i, j] * gate * gate_w[n, j] + (every + every_w[j] + at_max)
             else:
                 for j in range(w):
-                    target[j] = grads[j] * gate * gates[j] + (every + every_w[j])
+                    result[n, i, j] = grad[n, i, j] * gate * gate_w[n, j] + (every + every_w[j])
 
 
-@njit(cache=True, nogil=True, fastmath=_SUM)
+@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
 def _pool_backward_rows(
     first: int, last: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
     peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,

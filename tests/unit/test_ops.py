@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gca
 from gca import ops
-from gca.ops import choice
+from gca.ops import choice, threads
 
 
 @pytest.fixture
@@ -128,11 +128,15 @@ def test_importing_gca_loads_no_compiler() -> None:
 
 
 @pytest.mark.skipif(bool(ops.unavailable()["numba"]), reason="needs numba")
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("runtime", ["openmp", "python"])
+@pytest.mark.parametrize("number", [1, 3])
 def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
-    threads: int, monkeypatch: pytest.MonkeyPatch
+    number: int, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    monkeypatch.setattr(threads, "GRAIN", 1)
+    if runtime == "python":
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
     layer = gca.GroupedCoordinateAttention(8).eval()
     images = [torch.randn(2, 8, 7, 9) for _ in range(8)]
     with ops.use("plain"), torch.no_grad():
@@ -151,9 +155,31 @@ def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the process has threads: that is the point
 def test_numba_after_a_fork(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "GRAIN", 1)
     with ops.use("numba"):
         expected = ops.axis_pool(x)
         child = os.fork()
         if child == 0:
             os._exit(0 if torch.equal(ops.axis_pool(x)[0], expected[0]) else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("runtime", ["openmp", "python"])
+def test_work_is_shared_out_once_and_errors_arrive(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    if runtime == "python":
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    done: list[int] = []
+    threads.share_out(lambda first, last: done.extend(range(first, last)), 10, 10 * threads.GRAIN)
+    assert sorted(done) == list(range(10))
+
+    def fail(first: int, last: int) -> None:
+        raise IndexError(f"at {first}")
+
+    with pytest.raises(IndexError, match="at"):
+        threads.share_out(fail, 10, 10 * threads.GRAIN)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels of torch are linked to GNU OpenMP")
+def test_torchs_own_threads_are_found() -> None:
+    assert threads._openmp() is not None
