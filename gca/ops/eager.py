@@ -1,15 +1,18 @@
 """Pooling and gating with the torch kernels that are fastest for the layout of ``x``: the choice ``"torch"``.
 
 ``mean`` and ``amax`` are slow on CPU where the reduced axis is not the innermost, and twenty times slower still in
-channels_last, where the pooling kernels are not. The backward passes work on one piece of the batch at a time, small
-enough to stay in cache while several operators go over it, and in float32 where ``x`` is narrower.
+channels_last, where the pooling kernels are not. Every pass works on one piece of the batch at a time, small enough to
+stay in cache, and in memory that is there already, while several operators go over it. Backward is in float32 where
+``x`` is narrower.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = 1 << 19  # elements; the few temporaries of a piece fit into a shared cache of some MB
+# Elements of a piece: backward has some temporaries of that size, which fit into a shared cache of some MB together.
+PIECE_FORWARD, PIECE_BACKWARD = 1 << 21, 1 << 19
+NARROW = 32  # columns below which loops over a row are too short to vectorise, and x is turned to channels_last first
 
 
 def refuses(x: Tensor) -> str | None:
@@ -19,30 +22,38 @@ def refuses(x: Tensor) -> str | None:
 
 def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Descriptors of the rows and the columns, and their maxima where ``kind`` has any."""
-    pooled: list[Tensor] = []
-    peaks: list[Tensor | None] = []
-    for dim in (3, 2):
-        peak = None if kind == "avg" else _max(x, dim).squeeze(dim)
-        if kind == "max":
-            assert peak is not None
-            pooled.append(peak.clone())
-        else:
-            mean = _mean(x, dim).squeeze(dim)
-            pooled.append(mean if peak is None else mean + peak)
-        peaks.append(peak)
-    return pooled[0], pooled[1], peaks
+    by_piece = [_statistics(x[piece], kind) for piece in _pieces(x, PIECE_FORWARD)]
+    found = [torch.cat(values) if len(values) > 1 else values[0] for values in zip(*by_piece, strict=True)]
+    if kind == "avg":
+        return found[0], found[1], [None, None]
+    peaks = found[-2:]
+    pooled_h, pooled_w = (
+        peak.clone() if kind == "max" else peak + mean for peak, mean in zip(peaks, found[:2], strict=True)
+    )
+    return pooled_h, pooled_w, [*peaks]
+
+
+def _statistics(x: Tensor, kind: str) -> list[Tensor]:
+    """Means of rows and columns where ``kind`` has any, then their maxima."""
+    if x.shape[3] < NARROW:
+        x = x.contiguous(memory_format=torch.channels_last)
+    reductions = {"avg": [_mean], "max": [_max], "avg+max": [_mean, _max]}[kind]
+    return [reduce(x, dim).squeeze(dim) for reduce in reductions for dim in (3, 2)]
 
 
 def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
     """``x`` gated along both axes."""
+    y = torch.empty_like(x)
     rows, columns = _like(x, gate_h, 3), _like(x, gate_w, 2)
-    return torch.mul(x, rows).mul_(columns)
+    for piece in _pieces(x, PIECE_FORWARD):
+        torch.mul(x[piece], rows[piece], out=y[piece]).mul_(columns[piece])
+    return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the gates."""
     grad_h, grad_w = torch.empty_like(gate_h), torch.empty_like(gate_w)
-    for piece in _pieces(x):
+    for piece in _pieces(x, PIECE_BACKWARD):
         x_, grad_ = _wide(x[piece]), _wide(grad[piece])
         product = grad_ * x_
         buffer = product * _like(x_, gate_w[piece], 2)
@@ -62,7 +73,7 @@ def pool_backward(
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
-    for piece in _pieces(x):
+    for piece in _pieces(x, PIECE_BACKWARD):
         x_ = _wide(x[piece])
         if grad is None:
             total = torch.zeros_like(x_)
@@ -84,9 +95,9 @@ def pool_backward(
     return result
 
 
-def _pieces(x: Tensor) -> list[slice]:
-    step = max(1, PIECE // max(1, x[:1].numel()))
-    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+def _pieces(x: Tensor, size: int) -> list[slice]:
+    step = max(1, size // max(1, x[:1].numel()))
+    return [slice(start, start + step) for start in range(0, max(1, x.shape[0]), step)]
 
 
 def _wide(x: Tensor) -> Tensor:
