@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gca.inject import eject, inject, injected
 from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
+from gca.maps import attention_maps
 from gca.summary import summary
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "CoordinateAttention",
     "GCAResUNet",
     "GroupedCoordinateAttention",
+    "attention_maps",
     "eject",
     "inject",
     "injected",
