@@ -1,0 +1,324 @@
+"""Draw the attention of a trained network on real slices, and tell how different the groups of its layers are.
+
+    visualize.py --checkpoint runs/acdc --data DIR --out attention/
+    visualize.py --checkpoint runs/acdc --images scan.nii.gz --layers '*layer4*' --out attention/
+
+One picture per layer shows which rows and columns each group lights up: the gate of every position, averaged over the
+channels of the group, over the slice as the network saw it, with the gates of the rows and columns at its margins.
+groups.json, groups.csv and overview.png compare the groups with one another, with random splits of the same channels,
+and with a network that was not trained; medseg/group_similarity.py says how.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+from tqdm import tqdm
+
+import gca
+from gca.maps import AxisGates
+from medseg.acdc import ACDC
+from medseg.benchmark import Settings
+from medseg.errors import DataError, RunError
+from medseg.files import read_json
+from medseg.geometry import as_rgb, fit_square
+from medseg.group_similarity import Similarity, group_similarity, untrained, verdict
+from medseg.isic import RELEASED, isic
+from medseg.options import int_from_0, positive_int
+from medseg.prediction import Network, load_network, read_picture
+from medseg.synapse import SYNAPSE
+from medseg.whole import whole, write_json, write_text
+
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (SYNAPSE, ACDC, *map(isic, RELEASED))}
+ROWS = 4  # slices in a picture
+Item = TypeVar("Item")
+NUMBERS = ("groups.json", "groups.csv", "overview.png")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case or file: the slices as the network takes them, ``(Z, 3, S, S)``, and which of them is drawn."""
+
+    name: str
+    slices: Tensor
+    shown: int
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    options = parser().parse_args(arguments)
+    try:
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        network = load_network(options.checkpoint, device)
+        run(network, options, device)
+    except (DataError, RunError) as error:
+        sys.exit(f"error: {error}")
+    except torch.cuda.OutOfMemoryError as error:
+        sys.exit(f"error: {error}; lower --batch-size from {options.batch_size}")
+    except OSError as error:
+        sys.exit(f"error: {error}; free the disk or choose another --out")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what is finished is kept")
+
+
+def run(network: Network, options: argparse.Namespace, device: str) -> None:
+    """Draw the layers, compare their groups, and print what came out."""
+    layers = layers_of(network, options.layers, device)
+    pictures = {name: options.out / f"{name or 'layer'}.png" for name in layers}
+    present = [path for path in (*pictures.values(), *(options.out / name for name in NUMBERS)) if path.exists()]
+    if present and not options.overwrite:
+        raise RunError(f"{present[0]} exists; pass --overwrite to replace it, or another --out")
+    scans = read_cases(network, options) if options.data else read_files(network, options.images)
+    shown = [(f"{scan.name}, slice {scan.shown}", scan.slices[scan.shown]) for scan in spread(scans, ROWS)]
+    maps = gca.attention_maps(network.model, torch.stack([image for _, image in shown]).to(device))
+    for name, picture in tqdm(pictures.items(), desc="Drawing", unit="layer", disable=None):
+        gates = maps[name]
+        assert isinstance(gates, AxisGates)
+        with whole(picture) as part:
+            draw_layer(gates, shown, part, f"{name}: gates of {_count(gates.groups, 'group')}")
+
+    slices = torch.cat([scan.slices for scan in scans])
+    batches = [batch.to(device) for batch in torch.split(slices, options.batch_size)]
+    chosen = {"splits": options.splits, "seed": options.seed}
+    trained = group_similarity(network.model, layers, batches, **chosen)
+    if not trained:
+        print(
+            f"{len(pictures)} pictures in {options.out}. Every layer has a single group: there is nothing to compare."
+        )
+        return
+    before = group_similarity(untrained(network.model, batches, options.seed), layers, batches, **chosen)
+    rows = [row_of(name, trained[name], before[name]) for name in trained]
+    content = {
+        "network": options.checkpoint.resolve().name,
+        "scans": {scan.name: len(scan.slices) for scan in scans},
+        "random_splits": options.splits,
+        "seed": options.seed,
+        "layers": rows,
+    }
+    write_json(options.out / "groups.json", content)
+    write_text(options.out / "groups.csv", pd.DataFrame(rows).to_csv(index=False))
+    with whole(options.out / "overview.png") as part:
+        draw_overview(trained, before, part)
+    print(as_table(rows))
+    what = "test case" if options.data else "file"
+    print(f"{_count(len(slices), 'slice')} of {_count(len(scans), what)}; {options.splits} random splits.")
+    print(verdict(trained, before))
+    print(f"Pictures and numbers in {options.out}")
+
+
+def layers_of(network: Network, patterns: Sequence[str] | None, device: str) -> list[str]:
+    """The coordinate layers of a network that match one of the patterns, in its order."""
+    try:
+        maps = gca.attention_maps(network.model, torch.zeros(1, 3, network.size, network.size, device=device))
+    except ValueError as error:
+        raise RunError("the network has no attention; give --checkpoint a run of --attention gca or coord") from error
+    names = [name for name, gates in maps.items() if isinstance(gates, AxisGates)]
+    if not names:
+        kinds = {type(network.model.get_submodule(name)).__name__ for name in maps}
+        raise RunError(
+            f"the attention of the network is {', '.join(kinds)}, which has no gates of rows and columns to draw; "
+            "give --checkpoint a run of --attention gca or coord"
+        )
+    for pattern in patterns or ():
+        if not any(fnmatch(name, pattern) for name in names):
+            raise RunError(f"--layers {pattern} matches none of the layers: {', '.join(names)}")
+    return [name for name in names if patterns is None or any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def read_cases(network: Network, options: argparse.Namespace) -> list[Scan]:
+    """Test cases of the data set that the network was trained on, spread evenly over all of them."""
+    folder = options.checkpoint if (options.checkpoint / "model").is_dir() else options.checkpoint.parent
+    model = folder / "model" if options.checkpoint == folder else options.checkpoint
+    name = read_json(model / "preprocessing.json").get("benchmark")
+    if name not in BENCHMARKS:
+        raise DataError(f"{model / 'preprocessing.json'} names the benchmark {name!r}; wanted {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    settings = benchmark.settings
+    if (noted := folder / "settings.json").is_file():  # the run may have tested other cases: a fold, another seed
+        try:
+            settings = Settings(**read_json(noted))
+        except TypeError as error:
+            raise DataError(f"{noted} does not hold the settings of a run: {error}") from error
+    cases = benchmark.open(options.data, settings).test
+    scans = []
+    for case in tqdm(spread(cases, options.cases), desc="Reading", unit="case", disable=None):
+        volume = case.read()
+        labelled = np.count_nonzero(volume.label, axis=(1, 2))
+        scans.append(Scan(case.name, fitted(volume.image, network.size), int(labelled.argmax())))
+    return scans
+
+
+def read_files(network: Network, paths: Sequence[Path]) -> list[Scan]:
+    """Files as ``predict.py`` takes them, each drawn at its middle slice."""
+    images = [(path.name, read_picture(path, network).image) for path in paths]
+    return [Scan(name, fitted(image, network.size), len(image) // 2) for name, image in images]
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most so many of some items, evenly spaced from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[place] for place in places.round().astype(int)]
+
+
+def fitted(image: NDArray[np.generic], size: int) -> Tensor:
+    """Slices ``(Z, C, H, W)`` as the network takes them: ``(Z, 3, S, S)``."""
+    return as_rgb(fit_square(tv.to_dtype(torch.from_numpy(image), torch.float32, scale=True), size))
+
+
+def row_of(name: str, trained: Similarity, before: Similarity) -> dict[str, Any]:
+    """One row of the table."""
+    size = {"groups": trained.groups, "channels": trained.channels, "height": trained.height, "width": trained.width}
+    untrained_numbers = {f"untrained_{key}": value for key, value in before.numbers().items()}
+    return {"layer": name, **size, **trained.numbers(), **untrained_numbers}
+
+
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The main columns, to read."""
+    width = max(len(row["layer"]) for row in rows)
+    lines = [
+        f"{'':{width}}{'':8}{'trained: correlation of':>37}{'':25}{'with random weights':>28}",
+        f"{'layer':{width}}{'groups':>8}{'contrast':>10}{'groups':>9}{'random (5 to 95 %)':>25}{'%ile':>6}{'z':>8}"
+        f"{'groups':>12}{'random':>9}{'%ile':>6}",
+    ]
+    for row in rows:
+        spread = f"{_number(row['random_mean'])} ({_number(row['random_5'])} to {_number(row['random_95'])})"
+        lines.append(
+            f"{row['layer']:{width}}{row['groups']:>8}{_number(row['contrast']):>10}{_number(row['similarity']):>9}"
+            f"{spread:>25}{_number(row['percentile'], 0):>6}{_number(row['z'], 1):>8}"
+            f"{_number(row['untrained_similarity']):>12}{_number(row['untrained_random_mean']):>9}"
+            f"{_number(row['untrained_percentile'], 0):>6}"
+        )
+    return "\n".join(lines)
+
+
+def draw_layer(gates: AxisGates, shown: Sequence[tuple[str, Tensor]], picture: Path, title: str) -> None:
+    """Draw slices, and beside each the map of every group over it with its rows and columns at the margins.
+
+    Args:
+        gates: Of the layer on these slices.
+        shown: Name and image ``(3, S, S)`` of every slice.
+        picture: File to write.
+        title: Above everything.
+    """
+    maps, rows, columns = (x.float().cpu().numpy() for x in (gates.maps(), gates.rows(), gates.columns()))
+    low, high = _limits(maps)  # one scale for all groups and slices, so that they compare
+    edges = _limits(rows, columns)
+    figure = Figure(figsize=(2.3 + 2.8 * gates.groups, 2.5 * len(shown) + 0.6), layout="constrained")
+    axes = figure.subplots(len(shown), 1 + gates.groups, squeeze=False)
+    for line, (name, image), of_groups, of_rows, of_columns in zip(axes, shown, maps, rows, columns, strict=True):
+        pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
+        line[0].imshow(pixels)
+        line[0].set_title(name, fontsize=8)
+        line[0].set(xticks=[], yticks=[])
+        for g, axis in enumerate(line[1:]):
+            axis.imshow(pixels)
+            side = len(pixels)
+            extent = (-0.5, side - 0.5, side - 0.5, -0.5)
+            style: dict[str, Any] = {"cmap": "inferno", "vmin": low, "vmax": high, "alpha": 0.6}
+            drawn = axis.imshow(of_groups[g], extent=extent, interpolation="bilinear", **style)
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(f"group {g + 1}", fontsize=8)
+            _draw_margins(axis, of_rows[g], of_columns[g], side, edges)
+    figure.colorbar(drawn, ax=axes, shrink=0.6, label="gate: mean over the channels of the group")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(picture, dpi=110)
+
+
+def _draw_margins(axis: Axes, rows: NDArray[Any], columns: NDArray[Any], side: int, edges: tuple[float, float]) -> None:
+    """Curves of the gates of the columns above a picture, and of the rows to its right, each at its place."""
+    top = axis.inset_axes((0, 1.03, 1, 0.2))
+    right = axis.inset_axes((1.03, 0, 0.2, 1))
+    room = 0.05 * (edges[1] - edges[0])
+    limits = (edges[0] - room, edges[1] + room)
+    top.step(*_steps(columns, side), where="post", linewidth=1)
+    top.set(xlim=(-0.5, side - 0.5), ylim=limits, xticks=[])
+    places, values = _steps(rows, side)
+    right.plot(np.repeat(values, 2)[:-1], np.repeat(places, 2)[1:], linewidth=1)
+    right.set(ylim=(side - 0.5, -0.5), xlim=limits, yticks=[])
+    for margin, scale in ((top, top.yaxis), (right, right.xaxis)):
+        scale.set_major_locator(MaxNLocator(2))
+        margin.tick_params(labelsize=5, length=2, pad=1)
+    right.tick_params(axis="x", labelrotation=90)
+
+
+def _limits(*values: NDArray[Any]) -> tuple[float, float]:
+    """The range of some values, or one around them where they are all the same but for rounding."""
+    low, high = min(float(x.min()) for x in values), max(float(x.max()) for x in values)
+    return (low, high) if high - low > 1e-4 else (low - 0.05, high + 0.05)
+
+
+def _steps(gate: NDArray[Any], side: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Where each row or column begins in the picture, and its gate, the last one twice to reach the end."""
+    return np.linspace(-0.5, side - 0.5, len(gate) + 1), np.append(gate, gate[-1])
+
+
+def draw_overview(trained: dict[str, Similarity], before: dict[str, Similarity], picture: Path) -> None:
+    """Draw how alike the groups are against depth, over the band of the random splits; once without training."""
+    figure = Figure(figsize=(max(8, 1.0 * len(trained)), 5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    depth = np.arange(len(trained))
+    for axis, found, title in ((axes[0], trained, "trained"), (axes[1], before, "random weights")):
+        low, high = np.transpose([np.quantile(layer.random, (0.05, 0.95)) for layer in found.values()])
+        means = [layer.random.mean() for layer in found.values()]
+        axis.fill_between(depth, low, high, color="lightgrey", label="random splits, 5 to 95 %")
+        axis.plot(depth, means, color="grey", linewidth=1, marker="_", label="random splits, mean")
+        axis.plot(depth, [layer.similarity for layer in found.values()], "o-", color="tab:blue", label="groups")
+        axis.set_xticks(depth, list(found), rotation=90, fontsize=6)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("correlation between the maps of two groups")
+    axes[0].legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run of train_*.py, or model/ in it")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder of the data the network was trained on: its test cases")
+    source.add_argument("--images", type=Path, nargs="+", help="files as predict.py takes them")
+    parser.add_argument(
+        "--cases", type=positive_int, default=8, help="test cases of --data, all slices of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="only these; * and ? stand for any characters (default: all)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures and numbers")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures and numbers that exist")
+    parser.add_argument(
+        "--splits", type=positive_int, default=100, help="random splits to compare with (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int_from_0, default=0, help="of splits and untrained weights (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="slices at a time (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
