@@ -49,3 +49,36 @@ def plot_models(rows: list[Row], where: Row, path: Path) -> None:
     axes.invert_yaxis()
     figure.suptitle(f"GCA in all 16 bottlenecks\n{where['device']}", fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def plot_complexity(rows: list[Row], printed: dict[str, float], where: Row, path: Path) -> None:
+    """Parameters, MACs and latency over those without attention, and the overheads of GCA that the paper prints."""
+    base, *attended = rows
+    names = [row["contender"] for row in attended]
+    figure = Figure(figsize=(10, 0.45 * len(names) + 1.5), layout="constrained")
+    panels = (
+        ("parameters", "parameters_m", "parameters"),
+        ("macs_thop", "macs_g", "MACs (thop, with average pooling)"),
+        ("latency_ms", "latency_ms", "latency (whiskers: quartiles)"),
+    )
+    for axes, (key, printed_key, title) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+        spread = None
+        if key == "latency_ms":
+            low = [row["latency_ms"] - row["latency_ms_q1"] for row in attended]
+            high = [row["latency_ms_q3"] - row["latency_ms"] for row in attended]
+            spread = [[100 * side / base["latency_ms"] for side in sides] for sides in (low, high)]
+        values = [row[f"{key}_overhead_percent"] for row in attended]
+        bars = axes.barh(names, values, color="C0", xerr=spread, error_kw={"elinewidth": 0.8, "capsize": 3})
+        axes.bar_label(bars, fmt="%.2f %%", padding=6, fontsize=8)
+        if printed:
+            axes.plot(printed[printed_key], "GCA", "D", color="C1", markersize=5, label="GCA, printed in the paper")
+        axes.axvline(0, color="k", linewidth=0.8)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("over no attention, %")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.4)
+    axes.invert_yaxis()
+    if printed:
+        figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower right")
+    figure.suptitle(f"GCA-ResUNet with each attention in the same places\n{where['device']}", fontsize=9)
+    figure.savefig(path, dpi=130)
