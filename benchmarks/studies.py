@@ -1,0 +1,187 @@
+"""What the paper's ablations compare, what it prints about them, and which command trains each variant.
+
+Figures 5 and 6 are bar charts without numbers; what is known of their bars stands in Tables 1 and 2.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where medseg is
+from medseg.acdc import ACDC
+from medseg.benchmark import Benchmark
+from medseg.isic import isic
+from medseg.synapse import ORGANS, SYNAPSE
+
+Options = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of the ablations, and the options of ``examples/train_*.py`` that ask for it."""
+
+    label: str
+    options: Options
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants that are compared with one another.
+
+    Args:
+        title: Heading of its tables.
+        source: Where the paper has it, by data set.
+        rows: Variant -> its name in the tables. The default of GCA is one variant, ``gca``, in every study.
+        references: Variants from which the differences are taken.
+    """
+
+    title: str
+    source: Mapping[str, str]
+    rows: Mapping[str, str]
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A benchmark, its script, what tells its runs apart, and its options of the reduced protocol."""
+
+    benchmark: Benchmark
+    script: tuple[str, ...]
+    unit: str  # "seed", or "fold" of the cross-validation
+    reduced: Options
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Figures of the paper: mean and, where given, standard deviation; Dice and rates in %, HD95 as printed in mm."""
+
+    source: str
+    mean: Mapping[str, float]
+    std: Mapping[str, float] = field(default_factory=dict)
+    classes: Mapping[str, float] = field(default_factory=dict)  # Dice %
+
+
+VARIANTS = {
+    "original": Variant("Res50 U-Net", {"--arch": "Unet", "--encoder": "resnet50"}),
+    "none": Variant("no attention", {"--attention": "none"}),
+    "se": Variant("SE", {"--attention": "se"}),
+    "cbam": Variant("CBAM", {"--attention": "cbam"}),
+    "coord": Variant("coordinate attention", {"--attention": "coord"}),
+    "gca": Variant("GCA", {"--attention": "gca"}),
+    "gca-groups1": Variant("GCA, 1 group", {"--attention": "gca", "--groups": "1"}),
+    "gca-groups4": Variant("GCA, 4 groups", {"--attention": "gca", "--groups": "4"}),
+    "gca-reduction1": Variant("GCA, reduction 1", {"--attention": "gca", "--reduction": "1"}),
+    "gca-reduction4": Variant("GCA, reduction 4", {"--attention": "gca", "--reduction": "4"}),
+    "gca-reduction8": Variant("GCA, reduction 8", {"--attention": "gca", "--reduction": "8"}),
+    "gca-pool-avg": Variant("GCA, average pooling", {"--attention": "gca", "--pool": "avg"}),
+    "gca-pool-max": Variant("GCA, max pooling", {"--attention": "gca", "--pool": "max"}),
+}
+
+STUDIES = {
+    "attention": Study(
+        "Attention in the residual blocks",
+        {"synapse": "Figure 5", "acdc": "Figure 6"},
+        {
+            "original": "original Res50 U-Net",
+            "none": "modified backbone, no attention",
+            "se": "+ SE",
+            "cbam": "+ CBAM",
+            "coord": "+ coordinate attention (not in the paper)",
+            "gca": "+ GCA",
+        },
+        ("none",),
+    ),
+    "groups": Study(
+        "Channel groups of GCA",
+        {"synapse": "Table 5"},
+        {"gca-groups1": "1 group", "gca": "2 groups (default)", "gca-groups4": "4 groups"},
+        ("none", "gca"),
+    ),
+    "reduction": Study(
+        "Reduction ratio of GCA",
+        {"synapse": "Table 6"},
+        {
+            "gca-reduction1": "reduction 1",
+            "gca": "reduction 2 (default)",
+            "gca-reduction4": "reduction 4",
+            "gca-reduction8": "reduction 8",
+        },
+        ("none", "gca"),
+    ),
+    "pool": Study(
+        "Pooling of GCA",
+        {"synapse": "Table 7"},
+        {"gca-pool-avg": "average", "gca-pool-max": "max", "gca": "average + max (default)"},
+        ("none", "gca"),
+    ),
+}
+
+DATASETS = {
+    "acdc": Dataset(ACDC, ("train_acdc.py",), "seed", {"--limit": "40", "--epochs": "8"}),
+    "isic2017": Dataset(isic(2017), ("train_isic.py", "--year", "2017"), "seed", {"--limit": "160", "--epochs": "6"}),
+    "isic2018": Dataset(isic(2018), ("train_isic.py", "--year", "2018"), "seed", {"--limit": "160", "--epochs": "6"}),
+    "synapse": Dataset(SYNAPSE, ("train_synapse.py",), "fold", {"--epochs": "40"}),
+}
+SEEDS = (10, 11, 12)  # of the paper; a cross-validation has folds instead, all with the first seed
+
+# A smaller network on smaller slices for a few epochs, for machines without a GPU.
+REDUCED = {
+    "--encoder": "tu-resnet14t",
+    "--size": "64",
+    "--lr": "1e-3",
+    "--batch-size": "8",
+    "--validate-every": "2",
+}
+
+
+def options_of(dataset: str, variant: str, *, reduced: bool) -> list[str]:
+    """Options of the script for a variant under a protocol; the paper's protocol is what the script does by itself."""
+    # The encoder of the reduced protocol replaces that of every variant: resnet14t exists in timm alone.
+    protocol = {**REDUCED, **DATASETS[dataset].reduced} if reduced else {}
+    return [word for pair in {**VARIANTS[variant].options, **protocol}.items() for word in pair]
+
+
+def runs_of(dataset: str, seeds: tuple[int, ...] = SEEDS) -> tuple[int, ...]:
+    """The seeds, or the folds, that a variant is trained with."""
+    known = DATASETS[dataset]
+    return tuple(range(1, known.benchmark.settings.folds + 1)) if known.unit == "fold" else seeds
+
+
+def _of_the_paper(benchmark: Benchmark) -> Printed:
+    paper = benchmark.paper
+    means = {name: mean for name, (mean, _) in paper.mean.items()}
+    return Printed(paper.source, means, {name: std for name, (_, std) in paper.mean.items()}, paper.dice)
+
+
+def _on_synapse(table: int, dice: float, hd95: float) -> Printed:
+    return Printed(f"Table {table}", {"dice": dice, "hd95": hd95})
+
+
+# Data set -> variant -> what the paper prints. "Res50 UNet" is the row of that name, which the paper quotes.
+PRINTED: dict[str, dict[str, Printed]] = {
+    name: {"gca": _of_the_paper(dataset.benchmark)} for name, dataset in DATASETS.items()
+}
+PRINTED["acdc"]["original"] = Printed(
+    "Table 2, Res50 UNet", {"dice": 87.55, "hd95": 2.44}, classes={"RV": 87.10, "Myo": 80.63, "LV": 94.92}
+)
+PRINTED["synapse"] |= {
+    "original": Printed(
+        "Table 1, Res50 UNet",
+        {"dice": 77.61, "hd95": 37.68},
+        classes=dict(zip(ORGANS, (87.74, 63.66, 80.60, 78.19, 93.74, 56.90, 85.87, 74.16), strict=True)),
+    ),
+    "gca-groups1": _on_synapse(5, 84.26, 20.44),
+    "gca-groups4": _on_synapse(5, 85.81, 21.07),
+    "gca-reduction1": _on_synapse(6, 83.12, 24.85),
+    "gca-reduction4": _on_synapse(6, 86.05, 20.44),
+    "gca-reduction8": _on_synapse(6, 82.10, 26.17),
+    "gca-pool-avg": _on_synapse(7, 82.04, 22.34),
+    "gca-pool-max": _on_synapse(7, 79.27, 25.96),
+}
+
+# Table 4: contender -> millions of parameters, billions of MACs and of FLOPs (2 x MACs), milliseconds on their GPU.
+COMPLEXITY = {
+    "no attention": {"parameters": 43.93, "macs": 17.57, "flops": 35.15, "latency": 6.83},
+    "GCA": {"parameters": 44.98, "macs": 17.80, "flops": 35.60, "latency": 7.04},
+}

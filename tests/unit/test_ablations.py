@@ -1,0 +1,324 @@
+"""The plan of the ablations, what it does with runs that are there, and the tables: on small results made here."""
+
+import csv
+import json
+import sys
+from argparse import Namespace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from tests.e2e.commands import write_acdc
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import ablation_report
+import ablations
+from ablation_plan import Planned, plan, planned
+from studies import DATASETS, PRINTED, REDUCED, STUDIES, VARIANTS
+
+# Stands in for examples/train_acdc.py: notes how it was called, and fails or leaves what was prepared for the run.
+SCRIPT = """
+import pathlib, shutil, sys
+root, words = pathlib.Path(__file__).parents[1], sys.argv[1:]
+out = pathlib.Path(words[words.index("--out") + 1])
+with (root / "calls.txt").open("a") as file:
+    file.write(" ".join(words) + "\\n")
+print("training", out.name)
+prepared = root / "prepared" / out.parent.name / out.name / "results.json"
+if not prepared.exists():
+    sys.exit("out of luck")
+shutil.copy(prepared, out / "results.json")
+"""
+
+
+def options(out: Path, *words: str) -> Namespace:
+    return ablations.parse(["--data", "acdc=DIR", "--reduced", "--out", str(out), *words])
+
+
+def result(run: Planned, dice: float, hd95: float | None = 5.0, fingerprint: str = "f") -> dict[str, Any]:
+    """A results.json with the keys that the tables read; classes differ by a point."""
+    known = DATASETS[run.dataset].benchmark
+    scores = {name: dice + 0.01 * (i - (len(known.classes) - 1) / 2) for i, name in enumerate(known.classes)}
+    if known.intensity == "rgb":
+        names = ("iou", "dice", "accuracy", "specificity", "sensitivity")
+        headline: dict[str, Any] = {name: dice + 0.01 * i for i, name in enumerate(names)}
+        mean: dict[str, Any] = {"pooled": headline}
+    else:
+        headline = {"dice": dice, "hd95": hd95, "hd95_strict": hd95 and hd95 + 1}
+        mean = {"strict": {"dice": dice}, "transunet": {"dice": dice + 0.1}}
+    return {
+        "settings": asdict(run.settings),
+        "data": {
+            "name": known.title,
+            "split": "of a test",
+            "cases": {"train": 40, "test": 40},
+            "slices": {"train": 240},
+            "fingerprint": fingerprint,
+        },
+        "execution": {},
+        "environment": {"device": "cpu"},
+        "training": {"epochs": 8},
+        "parameters": 7,
+        "duration_seconds": {"training": 100.0, "total": 120.0},
+        "test": {
+            "headline": headline,
+            "summary": {
+                "hd95_unit_strict": "voxels",
+                "mean": mean,
+                "classes": {n: {"missed": 1, "strict": {"dice": {"mean": value}}} for n, value in scores.items()},
+            },
+        },
+    }
+
+
+def write(run: Planned, *figures: Any, **more: Any) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "results.json").write_text(json.dumps(result(run, *figures, **more)))
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the stand-in for the training script."""
+    (tmp_path / "root" / "examples").mkdir(parents=True)
+    (tmp_path / "root" / "examples" / "train_acdc.py").write_text(SCRIPT)
+    monkeypatch.setattr(ablations, "ROOT", tmp_path / "root")
+    return tmp_path / "root"
+
+
+def test_the_default_of_gca_is_one_run_of_all_studies(tmp_path: Path) -> None:
+    asked = ablations.parse(["--data", "synapse=DIR", "--out", str(tmp_path)])
+    runs = plan(asked)
+    assert len({run.folder for run in runs}) == len(runs) == 4 * 13
+    assert len({json.dumps(asdict(run.settings)) for run in runs}) == len(runs)
+    assert [name for name, study in STUDIES.items() if "gca" in study.rows] == list(STUDIES)
+    assert [run.number for run in runs if run.variant == "gca"] == [1, 2, 3, 4]
+    assert {run.settings.seed for run in runs} == {10}
+    some = plan(ablations.parse(["--data", "acdc=DIR", "--studies", "groups", "pool", "--seeds", "3"]))
+    assert [run.variant for run in some] == ["gca", "gca-groups1", "gca-groups4", "gca-pool-avg", "gca-pool-max"]
+
+
+def test_commands_and_settings(tmp_path: Path) -> None:
+    run = planned("acdc", "original", 11, options(tmp_path))
+    assert run.folder == tmp_path / "reduced" / "acdc" / "original" / "seed11"
+    assert " ".join(run.command("DIR")) == (
+        "examples/train_acdc.py --data DIR --arch Unet --encoder tu-resnet14t --size 64 --lr 1e-3 --batch-size 8 "
+        "--validate-every 2 --limit 40 --epochs 8 --seed 11"
+    )
+    settings = run.settings
+    assert (settings.arch, settings.attention, settings.encoder) == ("Unet", "none", "tu-resnet14t")
+    assert (settings.epochs, settings.limit, settings.seed, settings.size) == (8, 40, 11, 64)
+    full = ablations.parse(["--data", "isic2018=DIR", "--out", str(tmp_path)])
+    assert planned("isic2018", "gca", 10, full).command("DIR")[1:3] == ["--year", "2018"]
+    assert planned("isic2018", "gca", 10, full).settings == replace(DATASETS["isic2018"].benchmark.settings, seed=10)
+    assert planned("isic2018", "original", 10, full).settings.encoder == "resnet50"
+    fold = planned("synapse", "gca-reduction8", 3, full)
+    assert " ".join(fold.options) == "--attention gca --reduction 8 --fold 3 --seed 10"
+    assert fold.folder == tmp_path / "paper" / "synapse" / "gca-reduction8" / "fold3"
+    # Every variant of every study has its options, and nothing of the reduced protocol is in the paper's.
+    assert set(VARIANTS) == {name for study in STUDIES.values() for name in study.rows}
+    assert not set(REDUCED) & set(planned("acdc", "gca", 10, full).options)
+
+
+def test_options_of_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(options(tmp_path, "--", "--workers", "2"))[0].folder.is_relative_to(tmp_path / "reduced")
+    (run, *_) = plan(options(tmp_path, "--variants", "gca", "--", "--epochs", "3"))
+    assert run.folder.is_relative_to(tmp_path / "reduced-changed")
+    assert run.settings.epochs == 3
+    for word in ("--seed=3", "--no-resume", "--attention"):
+        with pytest.raises(SystemExit):
+            options(tmp_path, "--", word)
+        assert f"{word} cannot stand after --" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ablations.parse(["--data", "brats=DIR"])
+    assert "wanted NAME=DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["results.json", "settings.json"])
+def test_a_run_with_other_settings_stops_everything(examples: Path, tmp_path: Path, name: str) -> None:
+    run = planned("acdc", "se", 10, options(tmp_path))
+    other = asdict(replace(run.settings, lr=1e-4))
+    run.folder.mkdir(parents=True)
+    (run.folder / name).write_text(json.dumps({"settings": other} if name == "results.json" else other))
+    wanted = r"error: .*se/seed10 holds a run with other settings: lr is 0.0001, wanted 0.001; move it away"
+    with pytest.raises(SystemExit, match=wanted):
+        ablations.main(["--data", "acdc=DIR", "--reduced", "--out", str(tmp_path)])
+    assert not (examples / "calls.txt").exists()
+
+
+def test_finished_interrupted_and_failing_runs(
+    examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--variants", "none", "se", "gca", "--seeds", "10"]
+    asked = options(tmp_path / "out", *words)
+    done, fails, interrupted = plan(asked)
+    write(done, 0.7)
+    interrupted.folder.mkdir(parents=True)
+    (interrupted.folder / "settings.json").write_text(json.dumps(asdict(interrupted.settings)))
+    write(replace(interrupted, folder=examples / "prepared" / "gca" / "seed10"), 0.72)
+    command = ["--data", f"acdc={tmp_path}", "--reduced", "--out", str(tmp_path / "out"), *words]
+    command += ["--results", str(tmp_path / "results")]
+    with pytest.raises(SystemExit, match=r"error: 1 runs failed\n  acdc, SE, seed 10: .*se/seed10/train.log"):
+        ablations.main(command)
+    printed = capsys.readouterr().out
+    assert "Run 1 of 3: acdc, no attention, seed 10: is finished\nRun 2 of 3: acdc, SE, seed 10\n" in printed
+    assert "Run 3 of 3: acdc, GCA, seed 10: goes on\n" in printed
+    calls = (examples / "calls.txt").read_text().splitlines()
+    assert calls == [
+        " ".join([*fails.command(str(tmp_path))[1:], "--out", str(fails.folder)]),
+        " ".join([*interrupted.command(str(tmp_path))[1:], "--out", str(interrupted.folder), "--resume"]),
+    ]
+    assert (fails.folder / "train.log").read_text() == "training seed10\nout of luck\n"
+    found = json.loads((tmp_path / "results" / "ablations_reduced" / "acdc.json").read_text())
+    assert [(run["variant"], run["number"]) for run in found["runs"]] == [("none", 10), ("gca", 10)]
+    assert str(tmp_path) not in json.dumps(found)  # folders of one machine do not belong into results
+    # A second call trains what failed, and nothing else.
+    write(replace(fails, folder=examples / "prepared" / "se" / "seed10"), 0.71)
+    ablations.main(command)
+    assert len((examples / "calls.txt").read_text().splitlines()) == 3
+
+
+def content(tmp_path: Path, protocol: str = "reduced") -> dict[str, Any]:
+    return json.loads((tmp_path / "results" / f"ablations_{protocol}" / "acdc.json").read_text())
+
+
+def collect(tmp_path: Path, *words: str) -> None:
+    ablations.main(["--collect", "--reduced", "--out", str(tmp_path), "--results", str(tmp_path / "results"), *words])
+
+
+def test_paired_differences_and_spreads(tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    dice = {
+        "none": (0.70, 0.72, 0.77),
+        "se": (0.71, 0.74, 0.80),
+        "gca": (0.72, 0.741, 0.789),
+        "coord": (0.5, None, 0.6),
+    }
+    for variant, values in dice.items():
+        for seed, value in zip((10, 11, 12), values, strict=True):
+            if value is not None:
+                write(planned("acdc", variant, seed, asked), value, None if seed == 12 and variant == "se" else 4.0)
+    write(planned("acdc", "cbam", 13, asked), 0.9)  # a seed that nothing else has
+    collect(tmp_path)
+    found = content(tmp_path)
+    none = found["variants"]["none"]["figures"]["dice"]
+    assert (none["n"], none["mean"]) == (3, pytest.approx(0.73))
+    assert none["std"] == pytest.approx(np.std(dice["none"], ddof=1))
+    assert found["variants"]["none"]["classes"]["LV"]["mean"] == pytest.approx(0.74)
+    assert found["variants"]["se"]["figures"]["hd95"]["n"] == 2  # the third run found nothing
+    compared = {name: figures["dice"] for name, figures in found["differences"]["none"].items()}
+    for variant in ("se", "gca"):
+        values = np.subtract(dice[variant], dice["none"])
+        np.testing.assert_allclose(compared[variant]["values"], values)
+        assert compared[variant]["std"] == pytest.approx(np.std(values, ddof=1))
+        interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        np.testing.assert_allclose(compared[variant]["interval"], interval)
+    # SE gains more in the mean, by differences of 1, 2 and 3 points; only GCA's, about 2 each time, exclude 0.
+    assert (compared["se"]["beyond"], compared["gca"]["beyond"]) == (False, True)
+    np.testing.assert_allclose(compared["coord"]["values"], [-0.2, -0.17])  # seeds 10 and 12
+    assert compared["cbam"]["n"] == 0
+    assert found["differences"]["none"]["se"]["hd95"]["n"] == 2
+    text = (tmp_path / "results" / "ablations_reduced" / "acdc.md").read_text()
+    assert "# Ablations: ACDC, reduced protocol (not the paper's settings: no reproduction)" in text
+    assert "encoder tu-resnet14t, size 64, batch_size 8, epochs 8, lr 0.001" in text
+    assert "| + GCA | Dice % | +2.00, +2.10, +1.90 | 2.00 ± 0.10 | +1.75 to +2.25 | beyond the spread |" in text
+    assert "| *+ GCA: printed, Table 2* |  | 92.64 ± 0.27 | - | - | 1.09 ± 0.13 | 92.27 | 89.37 | 96.30 |" in text
+    assert "HD95 strict (voxels)" in text
+    with (tmp_path / "results" / "ablations_reduced" / "acdc.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found["runs"]) == 12
+    assert float(rows[0]["dice"]) == 0.7
+
+
+def test_one_run_has_no_spread(tmp_path: Path) -> None:
+    for variant, dice in (("none", 0.7), ("gca", 0.75)):
+        write(planned("acdc", variant, 10, options(tmp_path)), dice)
+    collect(tmp_path)
+    found = content(tmp_path)
+    assert found["variants"]["gca"]["figures"]["dice"]["std"] is None
+    assert found["differences"]["none"]["gca"]["dice"]["beyond"] is None
+    text = (tmp_path / "results" / "ablations_reduced" / "acdc.md").read_text()
+    assert "| + GCA | 1 | 75.00 | 6.00 | 85.00 | 5.00 |" in text
+    assert "| + GCA | Dice % | +5.00 | 5.00 | - | one run |" in text
+
+
+def test_runs_from_different_data_are_not_compared(tmp_path: Path) -> None:
+    write(planned("acdc", "none", 10, options(tmp_path)), 0.7)
+    write(planned("acdc", "gca", 10, options(tmp_path)), 0.7, fingerprint="g")
+    with pytest.raises(SystemExit, match="error: acdc: none 10 and gca 10 were made from different data"):
+        collect(tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def test_folds_and_photographs(tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    for fold in (1, 2):
+        for variant, dice in (("none", 0.6), ("gca", 0.7), ("gca-groups1", 0.65)):
+            write(planned("synapse", variant, fold, asked), dice + 0.01 * fold, fingerprint=f"fold {fold}")
+    for seed in (10, 11):
+        write(planned("isic2018", "gca", seed, asked), 0.8 + 0.01 * (seed - 10))
+    collect(tmp_path)
+    folder = tmp_path / "results" / "ablations_reduced"
+    synapse, isic = ((folder / f"{name}.md").read_text() for name in ("synapse", "isic2018"))
+    assert "## Channel groups of GCA (Table 5)" in synapse
+    assert "| *1 group: printed, Table 5* |  | 84.26 | - | - | 20.44 |" in synapse
+    assert "Reduction ratio" not in synapse  # nothing of it is finished but the default
+    assert "| minus GCA | figure | each run |" in synapse
+    assert "|  | n | mIoU % | DSC % | Acc % | Spe % | Sen % | Dice % lesion |" in isic
+    assert "| + GCA | 2 | 80.50 ± 0.71 | 81.50 ± 0.71 |" in isic
+    for name in ("synapse", "isic2018"):
+        assert np.asarray(Image.open(folder / f"{name}.png").convert("L")).std() > 10
+    assert not (folder / "acdc.json").exists()
+
+
+def test_printed_figures_agree_with_one_another() -> None:
+    for dataset in ("acdc", "synapse"):
+        for name in ("original", "gca"):
+            printed = PRINTED[dataset][name]
+            assert np.mean(list(printed.classes.values())) == pytest.approx(printed.mean["dice"], abs=0.011)
+
+
+def test_dry_run_with_finished_runs(examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", "acdc=DIR", "--reduced", "--out", str(tmp_path), "--variants", "none", "gca", "--seeds", "10"]
+    first, second = plan(ablations.parse(words))
+    write(first, 0.7)
+    second.folder.mkdir(parents=True)
+    (second.folder / "settings.json").write_text(json.dumps(asdict(second.settings)))
+    ablations.main([*words, "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["acdc,", "no", "attention,", "seed", "10", "done", "8", "epochs"]
+    assert "resumable" in lines[1]
+    assert "2.0 min (median of finished runs: 1)" in lines[1]
+    assert lines[2] == "2 runs: 1 done, 1 resumable. Time: 0.0 h"
+    assert not (examples / "calls.txt").exists()
+
+
+def test_dry_run_by_timing_steps(examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_acdc(tmp_path / "acdc")
+    tail = ["--reduced", "--out", str(tmp_path), "--variants", "gca", "--seeds", "10", "--dry-run", "--"]
+    tail += ["--encoder", "tu-resnet10t", "--size", "32", "--batch-size", "4"]
+    ablations.main(["--data", f"acdc={data}", *tail])
+    assert "at most, without validation and test" in (printed := capsys.readouterr().out)
+    assert "12 slices)" in printed  # three patients with four
+    ablations.main(["--data", f"acdc={tmp_path / 'nowhere'}", *tail])
+    printed = capsys.readouterr().out
+    assert "number of slices unknown: no data folder" in printed
+    assert printed.endswith("1 runs: 1 to do. Time: 0.0 h and 1 unknown\n")
+    assert not (examples / "calls.txt").exists()
+
+
+def test_real_training(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["--data", f"acdc={test_data / 'acdc'}", "--variants", "none", "--seeds", "10", "--out", str(tmp_path)]
+    words += ["--results", str(tmp_path / "results"), "--reduced", "--"]
+    ablations.main([*words, "--encoder", "tu-resnet10t", "--limit", "2", "--size", "32", "--epochs", "1"])
+    found = content(tmp_path, "reduced-changed")
+    run = json.loads((tmp_path / "reduced-changed" / "acdc" / "none" / "seed10" / "results.json").read_text())
+    assert found["variants"]["none"]["figures"]["dice"]["values"] == [run["test"]["headline"]["dice"]]
+    assert found["runs"][0]["settings"]["limit"] == 2
+    assert found["protocol"] == "reduced-changed"
+    assert ablation_report.heading(found).endswith("(not the paper's settings: no reproduction)")
