@@ -51,7 +51,13 @@ NETWORKS: dict[str, tuple[Callable[[str], nn.Module], str]] = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+# The gate deploys every layer in one network and GCA in all of them.
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("resnet50") and layer != "gca" else ())
+        for name, (_, layer) in NETWORKS.items()
+    ]
+)
 def network(request: pytest.FixtureRequest) -> nn.Module:
     build, layer = NETWORKS[request.param]
     return randomize(build(layer)).eval()
@@ -74,7 +80,9 @@ def test_compile_without_a_graph_break(network: nn.Module) -> None:
     assert_agree(network, torch.compile(network, fullgraph=True, backend="aot_eager"))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "layer", ["gca", *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name != "gca")]
+)
 def test_compile_with_inductor_forward_and_backward(layer: str) -> None:
     torch.compiler.reset()
     block = gca.inject(randomize(resnet.Bottleneck(32, 8)), layer, reduction=2).eval()

@@ -149,6 +149,7 @@ def test_same_seed_same_numbers_also_when_killed_again_and_again(
     assert (out / "metrics.csv").read_text() == (finished[0] / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(phantoms: Path, tmp_path: Path) -> None:
     # Without batch norm, whose statistics are those of a process where there is no GPU.
     options = ("--data", phantoms, *QUICK, "--encoder", "tu-convnext_atto", "--attention", "none", "--lr", "1e-3")
@@ -161,6 +162,7 @@ def test_two_processes_train_like_one(phantoms: Path, tmp_path: Path) -> None:
     assert printed.count("Paper: Table 1") == 1
 
 
+@pytest.mark.slow
 def test_cross_validation_tests_every_case_once(phantoms: Path, tmp_path: Path) -> None:
     options = ("--data", phantoms, "--out", tmp_path, *QUICK, "--epochs", "1")
     printed = succeed(SCRIPT, *options, "--cross-validate", "--folds", "2")

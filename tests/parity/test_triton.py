@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")
 def test_triton_in_its_interpreter() -> None:
     # The interpreter is slow. Other layouts reach the kernels as one of the two that are left.
