@@ -13,8 +13,8 @@ class CBAM(GatedLayer):
 
     .. math::
 
-        X' &= X \odot \sigma(W_2\, \delta(W_1\, \mathrm{mean}_{H, W} X) + W_2\, \delta(W_1\, \mathrm{max}_{H, W} X)) \\
-        Y &= X' \odot \sigma(f^{k \times k}([\mathrm{mean}_C X'; \mathrm{max}_C X']))
+        X' &= X \odot \sigma(W_2\, \delta(W_1\, \mathrm{mean}_{H, W} X) + W_2\, \delta(W_1\, \max\nolimits_{H, W} X)) \\
+        Y &= X' \odot \sigma(f^{k \times k}([\mathrm{mean}_C X'; \max\nolimits_C X']))
 
     with :math:`W_1: C \to C/r` and :math:`W_2: C/r \to C` shared by the two statistics, a :math:`k \times k`
     convolution :math:`f` of 2 channels to 1, all without bias, :math:`\delta` = ReLU and :math:`\sigma` = sigmoid.

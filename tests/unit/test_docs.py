@@ -1,9 +1,45 @@
+"""The documentation builds without a warning, and what is made from the code and from results is up to date."""
+
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def script(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / name))
+
+
 def test_the_page_of_families_is_up_to_date() -> None:
     """After a change to gca/blocks.py: python docs/make_families.py."""
-    assert (DOCS / "families.md").read_text() == runpy.run_path(str(DOCS / "make_families.py"))["page"]()
+    assert (DOCS / "families.md").read_text() == script("make_families.py")["page"]()
+
+
+def test_the_figures_are_up_to_date() -> None:
+    """After a change to docs/make_figures.py or to an import in gca: python docs/make_figures.py."""
+    for name, draw in script("make_figures.py")["FIGURES"].items():
+        assert (DOCS / "images" / name).read_text() == str(draw()), name
+
+
+def test_the_tables_of_costs_are_up_to_date() -> None:
+    """After a change to a layer, or new measurements: python docs/make_costs.py."""
+    for name, table in script("make_costs.py")["tables"]().items():
+        assert (DOCS / "costs" / name).read_text() == table, name
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason='needs pip install "gca-attn[docs]"')
+    options = ("-W", "-n", "--keep-going", "-q", "-b", "html", "-d", tmp_path / "doctrees")
+    command = [sys.executable, "-m", "sphinx", *options, DOCS, tmp_path / "site"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "<math" in (tmp_path / "site" / "layers.html").read_text()
+    for page in (tmp_path / "site").glob("*.html"):  # it can be read offline
+        assert not re.findall(r"<(?:script|link|img)[^>]*=\"https?://[^>]*>", page.read_text()), page.name

@@ -1,0 +1,33 @@
+"""Settings of Sphinx: ``sphinx-build -W -n --keep-going -b html docs build/docs``. Building needs no network."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import gca  # noqa: E402
+
+project = "gca-attn"
+author = "The gca-attn developers"
+version = release = gca.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml"]
+exclude_patterns = ["costs/*"]  # tables that other pages include
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_show_copyright = False
+html_title = "gca-attn"
+html_static_path = ["static"]
+html_css_files = ["docs.css"]
+html_math_renderer = "mathml"
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
+napoleon_custom_sections = ["Shape", "Reference"]
+
+# The documentation of other packages is not looked up: a build should not depend on their servers.
+nitpick_ignore_regex = [("py:.*", r"(torch|nn|collections|contextlib|smp|segmentation_models_pytorch)(\..*)?")]
+nitpick_ignore = [("py:class", "gca.inject.Model")]  # a type variable

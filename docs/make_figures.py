@@ -1,0 +1,255 @@
+"""Draw the figures of the documentation: ``python docs/make_figures.py``.
+
+The diagram of imports is made from the import statements in ``gca/``; the others are laid out by hand.
+"""
+
+import ast
+from itertools import pairwise
+from pathlib import Path
+
+IMAGES = Path(__file__).with_name("images")
+PACKAGE = Path(__file__).parents[1] / "gca"
+
+GREY, BLUE, ORANGE = ("#f2f4f7", "#98a2b3"), ("#e3effd", "#3b7dd8"), ("#fdecd8", "#d9822b")  # fill, line
+TEXT, SOFT = "#1d2939", "#667085"
+
+
+class Drawing:
+    """Boxes, arrows and words at given places, as SVG."""
+
+    def __init__(self, width: int, height: int, title: str) -> None:
+        self.parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'height="{height}" font-family="Helvetica, Arial, sans-serif" role="img">',
+            f"<title>{title}</title>",
+            f'<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+            f'orient="auto"><path d="M0 0L8 4L0 8z" fill="{SOFT}"/></marker></defs>',
+            f'<rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>',  # readable on dark pages as well
+        ]
+
+    def words(self, x: float, y: float, text: str, size: int = 13, colour: str = TEXT, anchor: str = "middle") -> None:
+        """One line, centred on ``y``."""
+        text = text.replace("*", "\u00d7")  # the sign of multiplication
+        self.parts.append(
+            f'<text x="{x:g}" y="{y + 0.35 * size:g}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">'
+            f"{text}</text>"
+        )
+
+    def box(self, x: float, y: float, w: float, h: float, text: str, style: tuple[str, str] = GREY) -> None:
+        """A box around its centre, with one or more lines of words."""
+        fill, line = style
+        self.parts.append(
+            f'<rect x="{x - w / 2:g}" y="{y - h / 2:g}" width="{w:g}" height="{h:g}" rx="6" fill="{fill}" '
+            f'stroke="{line}" stroke-width="1.5"/>'
+        )
+        lines = text.split("\n")
+        for number, content in enumerate(lines):
+            self.words(x, y + 16 * (number - (len(lines) - 1) / 2), content)
+
+    def sign(self, x: float, y: float, text: str) -> None:
+        """An operation of two tensors, in a circle."""
+        self.parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="13" fill="#ffffff" stroke="{TEXT}" stroke-width="1.5"/>')
+        self.words(x, y, text, 17)
+
+    def arrow(self, *points: tuple[float, float]) -> None:
+        """A line through points, with a tip at the last."""
+        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+        self.parts.append(f'<path d="{path}" fill="none" stroke="{SOFT}" stroke-width="1.5" marker-end="url(#tip)"/>')
+
+    def __str__(self) -> str:
+        return "\n".join([*self.parts, "</svg>", ""])
+
+
+def bottleneck() -> Drawing:
+    """Where attention goes in a bottleneck of a ResNet."""
+    d = Drawing(760, 170, "Attention in a bottleneck: after the last norm, before the residual sum")
+    y = 62
+    stations = [(28, "x"), (124, "conv1 1*1\nnorm, ReLU"), (262, "conv2 3*3\nnorm, ReLU"), (396, "conv3 1*1\nnorm")]
+    d.words(28, y, "x", 16)
+    for (x, _), (target, text) in pairwise(stations):
+        d.arrow((x + (14 if x == 28 else 54), y), (target - 55, y))
+        d.box(target, y, 106, 48, text)
+    d.arrow((450, y), (473, y))
+    d.box(532, y, 116, 48, "attention\nblock.se", ORANGE)
+    d.arrow((590, y), (622, y))
+    d.sign(636, y, "+")
+    d.arrow((649, y), (672, y))
+    d.box(704, y, 60, 36, "ReLU")
+    d.arrow((28, y + 12), (28, 132), (636, 132), (636, y + 15))
+    d.words(332, 148, "shortcut (or its downsampling)", 12, SOFT)
+    d.words(532, 22, "the only new parameters", 12, ORANGE[1])
+    return d
+
+
+def grouped_coordinate() -> Drawing:
+    """The layer of the paper, for one group of channels."""
+    d = Drawing(900, 250, "Grouped coordinate attention, for one of G channel groups")
+    y = 106
+    d.box(62, y, 92, 58, "group X_g\nC_g * H * W", BLUE)
+    d.arrow((108, y), (126, y), (126, 66), (146, 66))
+    d.arrow((126, y), (126, 146), (146, 146))
+    d.box(218, 66, 144, 48, "rows: mean + max\nC_g * H * 1")
+    d.box(218, 146, 144, 48, "columns: mean + max\nC_g * 1 * W")
+    d.arrow((290, 66), (306, 66), (306, y - 8), (322, y - 8))
+    d.arrow((290, 146), (306, 146), (306, y + 8), (322, y + 8))
+    d.box(382, y, 118, 58, "side by side: F\nC_g * (H + W)")
+    d.arrow((442, y), (464, y))
+    d.box(540, y, 150, 92, "conv 1*1, C_g → C_g/r\nbatch norm, ReLU\nconv 1*1, C_g/r → C_g\nsigmoid: the gates", ORANGE)
+    d.arrow((616, y - 20), (640, y - 20), (640, 66), (662, 66))
+    d.arrow((616, y + 20), (640, y + 20), (640, 146), (662, 146))
+    d.box(714, 66, 102, 48, "rows A_h\nC_g * H * 1")
+    d.box(714, 146, 102, 48, "columns A_w\nC_g * 1 * W")
+    d.arrow((766, 66), (790, 66), (803, y - 11))
+    d.arrow((766, 146), (790, 146), (803, y + 11))
+    d.sign(808, y, "*")
+    d.arrow((822, y), (846, y))
+    d.words(862, y, "Y_g", 14)
+    d.arrow((62, 136), (62, 204), (808, 204), (808, y + 15))
+    d.words(430, 226, "one pair of convolutions serves all groups and both directions", 12, ORANGE[1])
+    return d
+
+
+def coordinate() -> Drawing:
+    """Coordinate attention."""
+    d = Drawing(900, 250, "Coordinate attention")
+    y = 106
+    d.box(58, y, 84, 58, "X\nC * H * W", BLUE)
+    d.arrow((100, y), (118, y), (118, 66), (138, 66))
+    d.arrow((118, y), (118, 146), (138, 146))
+    d.box(196, 66, 114, 48, "rows: mean\nC * H * 1")
+    d.box(196, 146, 114, 48, "columns: mean\nC * 1 * W")
+    d.arrow((254, 66), (274, 66), (274, y - 8), (294, y - 8))
+    d.arrow((254, 146), (274, 146), (274, y + 8), (294, y + 8))
+    d.box(350, y, 110, 58, "side by side\nC * (H + W)")
+    d.arrow((406, y), (428, y))
+    d.box(504, y, 150, 74, "conv 1*1, C → m\nbatch norm\nhard swish", ORANGE)
+    d.arrow((580, y - 20), (604, y - 20), (604, 66), (624, 66))
+    d.arrow((580, y + 20), (604, y + 20), (604, 146), (624, 146))
+    d.box(696, 66, 142, 48, "conv 1*1, m → C\nsigmoid: row gates", ORANGE)
+    d.box(696, 146, 142, 48, "conv 1*1, m → C\nsigmoid: columns", ORANGE)
+    d.arrow((768, 66), (790, 66), (803, y - 11))
+    d.arrow((768, 146), (790, 146), (803, y + 11))
+    d.sign(808, y, "*")
+    d.arrow((822, y), (848, y))
+    d.words(862, y, "Y", 14)
+    d.arrow((58, 136), (58, 204), (808, 204), (808, y + 15))
+    d.words(430, 226, "m = max(8, C/r)", 12, SOFT)
+    return d
+
+
+def squeeze_excitation() -> Drawing:
+    """Squeeze and excitation."""
+    d = Drawing(760, 150, "Squeeze and excitation")
+    y = 54
+    d.box(62, y, 84, 50, "X\nC * H * W", BLUE)
+    d.arrow((104, y), (134, y))
+    d.box(200, y, 130, 50, "mean over image\nC * 1 * 1")
+    d.arrow((266, y), (296, y))
+    d.box(376, y, 158, 62, "conv 1*1, C → C/r\nReLU\nconv 1*1, C/r → C", ORANGE)
+    d.arrow((456, y), (486, y))
+    d.box(556, y, 138, 50, "sigmoid\nC channel gates")
+    d.arrow((626, y), (658, y))
+    d.sign(673, y, "*")
+    d.arrow((687, y), (716, y))
+    d.words(732, y, "Y", 14)
+    d.arrow((62, y + 25), (62, 122), (673, 122), (673, y + 15))
+    return d
+
+
+def cbam() -> Drawing:
+    """CBAM."""
+    d = Drawing(900, 190, "Convolutional block attention module: channels, then positions")
+    y = 66
+    d.box(52, y, 80, 50, "X\nC * H * W", BLUE)
+    d.arrow((92, y), (110, y))
+    d.box(174, y, 126, 62, "mean and max\nover image\nC * 1 * 1, twice")
+    d.arrow((238, y), (256, y))
+    d.box(330, y, 146, 74, "C → C/r → C on each,\nsum, sigmoid:\nC channel gates", ORANGE)
+    d.arrow((404, y), (424, y))
+    d.sign(438, y, "*")
+    d.arrow((452, y), (482, y))
+    d.words(466, y - 18, "X'", 14)
+    d.box(546, y, 126, 62, "mean and max\nover channels\n2 * H * W")
+    d.arrow((610, y), (630, y))
+    d.box(702, y, 142, 62, "conv k*k, 2 → 1\nsigmoid:\nH * W gates", ORANGE)
+    d.arrow((774, y), (796, y))
+    d.sign(810, y, "*")
+    d.arrow((824, y), (848, y))
+    d.words(862, y, "Y", 14)
+    d.arrow((52, y + 25), (52, 138), (438, 138), (438, y + 15))
+    d.arrow((466, y), (466, 138), (810, 138), (810, y + 15))
+    d.words(244, 156, "channels", 12, SOFT)
+    d.words(640, 156, "positions", 12, SOFT)
+    return d
+
+
+def imports_within(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Which part of the package imports which, read from its import statements; sub-packages are one part each."""
+    graph: dict[str, set[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        part = path.relative_to(package).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        found = graph.setdefault(part, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module == "gca":
+                names = [f"gca.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in names if name.startswith("gca.")}
+        found.discard(part)
+    return graph
+
+
+def height_of(part: str, graph: dict[str, set[str]]) -> int:
+    """Steps down to a part that imports nothing of the package; endless where imports form a circle."""
+    return max((1 + height_of(other, graph) for other in graph[part]), default=0)
+
+
+def reachable(part: str, graph: dict[str, set[str]]) -> set[str]:
+    """Everything that a part imports, through other parts as well."""
+    return graph[part].union(*(reachable(other, graph) for other in graph[part]))
+
+
+def imports() -> Drawing:
+    """Which part of ``gca`` imports which, without the arrows that follow from others."""
+    graph = imports_within()
+    arrows = [
+        (part, other)
+        for part, others in graph.items()
+        for other in sorted(others)
+        if not any(other in reachable(between, graph) for between in others)
+    ]
+    width, step = 760, 84
+    top = max(height_of(part, graph) for part in graph)
+    place: dict[str, tuple[float, float]] = {}
+
+    def below_importers(part: str) -> tuple[float, str]:
+        above = [place[one][0] for one, other in arrows if other == part]
+        return (sum(above) / len(above) if above else width, part)
+
+    for height in range(top, -1, -1):
+        row = sorted((part for part in graph if height_of(part, graph) == height), key=below_importers)
+        for number, part in enumerate(row, start=1):
+            place[part] = width * number / (len(row) + 1), 44 + step * (top - height)
+    d = Drawing(width, 88 + step * top, "Imports within gca; an arrow points at what is imported")
+    for part, other in arrows:
+        (x0, y0), (x1, y1) = place[part], place[other]
+        d.arrow((x0, y0 + 18), (x1 + 0.15 * (x0 - x1), y1 - 19))
+    for part, (x, y) in place.items():
+        d.box(x, y, 132, 36, f"gca.{part}", BLUE if (PACKAGE / part).is_dir() else GREY)
+    return d
+
+
+FIGURES = {
+    "bottleneck.svg": bottleneck,
+    "gca.svg": grouped_coordinate,
+    "coordinate.svg": coordinate,
+    "cbam.svg": cbam,
+    "se.svg": squeeze_excitation,
+    "imports.svg": imports,
+}
+
+if __name__ == "__main__":
+    for name, draw in FIGURES.items():
+        (IMAGES / name).write_text(str(draw()))
