@@ -64,7 +64,8 @@ SHORT = {"dice": "Dice", "hd95": "HD95", "iou": "mIoU", "accuracy": "Acc", "spec
 
 def load(results: Path) -> dict[str, Row]:
     """Contents of the JSON files by ``folder/name``."""
-    paths = [*sorted(results.glob("ablations_*/*.json")), *sorted(results.glob("complexity_*/results.json"))]
+    patterns = ("ablations_*/*.json", "complexity_*/results.json", "attention_*/groups.json")
+    paths = [path for pattern in patterns for path in sorted(results.glob(pattern))]
     return {f"{path.parent.name}/{path.stem}": json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
@@ -200,6 +201,8 @@ def page(results_folder: Path = RESULTS) -> str:
     for name, found in results.items():
         if name.startswith("ablations_"):
             parts.append(markdown(found, level=2).strip())
+        elif name.startswith("attention_"):
+            parts.append(groups(name, found))
         elif found.get("summary", {}).get("comparison"):
             parts.append(counts(name, found))
     return "\n\n".join(parts) + "\n"
@@ -218,6 +221,36 @@ def counts(name: str, found: Row) -> str:
             table([["network", "count by counter", "ours", "printed", "agrees"], *rows]),
             f"Latency on {machine['device']}, {machine['threads']} threads; the paper's is of another device:",
             table([["network", "ms"], *latency]),
+        ]
+    )
+
+
+def groups(name: str, found: Row) -> str:
+    """Whether the groups of a trained network attend to different places, as the paper says they do."""
+
+    def line(row: Row, prefix: str) -> list[str]:
+        numbers = (
+            row[f"{prefix}{key}"] for key in ("similarity", "random_mean", "random_5", "random_95", "percentile")
+        )
+        similarity, mean, low, high, percentile = (f"{number:.2f}" for number in numbers)
+        return [similarity, f"{mean} ({low} to {high})", f"{float(percentile):.0f}"]
+
+    rows = [
+        [row["layer"], f"{row['height']}x{row['width']}", *line(row, ""), *line(row, "untrained_")]
+        for row in found["layers"]
+    ]
+    split = "random splits (5 to 95 %)"
+    heads = ["layer", "gates", "groups", split, "percentile", "untrained: groups", split, "percentile"]
+    folder = name.partition("/")[0]
+    return "\n\n".join(
+        [
+            f"## Do the groups specialise? {folder.removeprefix('attention_').replace('_', ', ')} protocol",
+            f"Correlation between the maps of two groups on {sum(found['scans'].values())} slices, beside that of "
+            f"{found['random_splits']} random splits of the same channels: groups that specialise lie below the "
+            "splits, at a percentile under 5. `untrained` is the same network with random weights. The command stands "
+            f"beside [all numbers](../benchmarks/results/{folder}/groups.csv).",
+            table([heads, *rows]),
+            f"![Correlation by layer](../benchmarks/results/{folder}/overview.png)",
         ]
     )
 

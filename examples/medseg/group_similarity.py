@@ -69,7 +69,6 @@ class Similarity:
         """The figures for a table; ``None`` where one is not defined."""
         low, high = np.quantile(self.random, (0.05, 0.95))
         found = {
-            "images": self.images,
             "contrast": self.contrast,
             "similarity": self.similarity,
             "random_mean": self.random.mean(),
@@ -79,7 +78,8 @@ class Similarity:
             "z": self.z,
             "percentile": self.percentile,
         }
-        return {name: float(value) if np.isfinite(value) else None for name, value in found.items()}
+        defined = {name: float(value) if np.isfinite(value) else None for name, value in found.items()}
+        return {"images": self.images, **defined}
 
 
 def group_similarity(

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import gca
 from gca.maps import AxisGates
 from medseg.acdc import ACDC
+from medseg.benchmark import Benchmark
 from medseg.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
+from medseg.isic import isic
 from medseg.network import build_model, save_model
 from medseg.whole import write_json
 from tests.conftest import randomize
@@ -28,10 +30,10 @@ LAYERS = [f"encoder.model.layer{stage}.0.se" for stage in (1, 2, 3, 4)]
 NUMBERS = ["groups.csv", "groups.json", "overview.png"]
 
 
-def save_network(folder: Path, **changes: Any) -> Path:
+def save_network(folder: Path, benchmark: Benchmark = ACDC, **changes: Any) -> Path:
     torch.manual_seed(1)
-    settings = replace(ACDC.settings, encoder="tu-resnet10t", size=64, **changes)
-    save_model(ACDC, randomize(build_model(ACDC, settings)), settings, folder / "model")
+    settings = replace(benchmark.settings, encoder="tu-resnet10t", size=64, **changes)
+    save_model(benchmark, randomize(build_model(benchmark, settings)), settings, folder / "model")
     return folder
 
 
@@ -118,13 +120,24 @@ class TestCommand:
         assert files_of(tmp_path / "out") == [f"{name}.png" for name in LAYERS]
         assert "single group: there is nothing to compare" in printed
 
-    def test_test_cases_are_those_of_the_run(self, network: Path, hearts: Path, tmp_path: Path) -> None:
+    def test_test_cases_are_those_of_the_run(self, tmp_path: Path) -> None:
+        """Where the data names no split, the seed in the settings of the run decides what was held out."""
+        photographs, run = commands.write_isic(tmp_path / "data"), tmp_path / "run"
+        save_network(run, isic(2018))
+        for seed in (0, 3):
+            settings = replace(isic(2018).settings, split_seed=seed)
+            write_json(run / "settings.json", asdict(settings))
+            out = tmp_path / f"out{seed}"
+            visualized(run, out, "--data", photographs, "--layers", LAYERS[3])
+            scans = json.loads((out / "groups.json").read_text())["scans"]
+            assert list(scans) == [case.name for case in isic(2018).open(photographs, settings).test]
+        assert list(scans) != list(json.loads((tmp_path / "out0" / "groups.json").read_text())["scans"])
+
+    def test_damaged_settings(self, network: Path, hearts: Path, tmp_path: Path) -> None:
         shutil.copytree(network, tmp_path / "run")
-        write_json(tmp_path / "run" / "settings.json", {"fold": 1})
-        visualized(tmp_path / "run", tmp_path / "out", "--data", hearts, "--layers", LAYERS[3])
         write_json(tmp_path / "run" / "settings.json", {"folds_": 1})
         with pytest.raises(SystemExit, match=r"settings\.json does not hold the settings of a run: .*folds_"):
-            visualized(tmp_path / "run", tmp_path / "out2", "--data", hearts)
+            visualized(tmp_path / "run", tmp_path / "out", "--data", hearts)
 
     def test_real_slices(self, network: Path, test_data: Path, tmp_path: Path) -> None:
         out = visualized(network, tmp_path, "--data", test_data / "acdc", "--cases", 2, "--layers", LAYERS[2])
