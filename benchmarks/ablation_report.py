@@ -1,7 +1,6 @@
 """Figures, tables and a picture of finished ablation runs, beside what the paper prints."""
 
 import csv
-import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from studies import DATASETS, PRINTED, STUDIES, VARIANTS, Study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from medseg.errors import DataError
+from medseg.evaluation import spread_of
+from medseg.report import spread
 from medseg.whole import write_json, write_text, writing
 
 Row = dict[str, Any]
@@ -101,12 +102,7 @@ def content(dataset: str, protocol: str, rows: Sequence[Row], made: Row) -> Row:
 def over_runs(values: Iterable[float | None]) -> Row:
     """Mean and sample standard deviation of the values that are defined."""
     defined = [value for value in values if value is not None]
-    return {
-        "n": len(defined),
-        "mean": statistics.fmean(defined) if defined else None,
-        "std": statistics.stdev(defined) if len(defined) > 1 else None,
-        "values": defined,
-    }
+    return {"n": len(defined), **spread_of(defined), "values": defined}
 
 
 def difference(pairs: Iterable[tuple[float | None, float | None]]) -> Row:
@@ -200,13 +196,6 @@ def _compared(found: Row, study: Study) -> list[str]:
 def scale(key: str) -> int:
     """Distances as they are, all else in percent."""
     return 1 if key.startswith("hd95") else 100
-
-
-def spread(figure: Row, factor: float) -> str:
-    """Mean ± standard deviation."""
-    if figure["mean"] is None:
-        return "-"
-    return f"{factor * figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {factor * figure['std']:.2f}")
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:

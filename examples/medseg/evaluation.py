@@ -146,11 +146,16 @@ def _summary_of_class(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for definition in ("strict", "transunet"):
         if definition in scores[0]:
             summary[definition] = {
-                key: {"mean": _mean(values), "std": _std(values)}
+                key: spread_of(values)
                 for key in scores[0][definition]
                 for values in [[row[definition][key] for row in scores]]
             }
     return summary
+
+
+def spread_of(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of the values that are defined."""
+    return {"mean": _mean(values), "std": _std(values)}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import torch
 
 from medseg.benchmark import Benchmark
-from medseg.evaluation import headline
+from medseg.evaluation import headline, spread_of
 
 SCHEMA = 1  # of results.json; raised when a key changes its meaning or goes
 
@@ -46,13 +45,13 @@ def table_of_runs(benchmark: Benchmark, collected: dict[str, Any]) -> str:
     lines.append(f"{'':22}{'ours':>20}{'paper':>20}")
     for name, figure in collected["classes"].items():
         printed = benchmark.paper.dice.get(name)
-        lines.append(f"{'Dice % ' + name:22}{_spread(figure, 100):>20}{_number(printed):>20}")
+        lines.append(f"{'Dice % ' + name:22}{spread(figure, 100):>20}{_number(printed):>20}")
     for name, figure in collected["mean"].items():
         scale = 1 if name.startswith("hd95") else 100
         unit = f" ({collected['hd95_unit_strict']})" if name == "hd95_strict" else " (voxels)" if scale == 1 else " %"
         printed_mean = benchmark.paper.mean.get(name)
         printed_text = "-" if printed_mean is None else f"{printed_mean[0]:.2f} ± {printed_mean[1]:.2f}"
-        lines.append(f"{name + unit:22}{_spread(figure, scale):>20}{printed_text:>20}")
+        lines.append(f"{name + unit:22}{spread(figure, scale):>20}{printed_text:>20}")
     return "\n".join([*lines, rule, f"Paper: {benchmark.paper.source}. HD95: hd95 is transunet's, hd95_strict ours."])
 
 
@@ -100,7 +99,7 @@ def _scan_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
     for name, row in summary["classes"].items():
         strict = row["strict"]
         lines.append(
-            f"{name:14}{_spread(strict['dice'], 100):>16}{_number(strict['hd95']['mean']):>10}"
+            f"{name:14}{spread(strict['dice'], 100):>16}{_number(strict['hd95']['mean']):>10}"
             f"{_number(row['transunet']['hd95']['mean']):>11}{row['missed']:>9}{row['present']:>7}"
             f"{_number(benchmark.paper.dice.get(name)):>16}"
         )
@@ -126,15 +125,11 @@ def _photograph_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]
 
 
 def _over_runs(values: Sequence[float | None]) -> dict[str, Any]:
-    defined = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(defined)) if defined else None,
-        "std": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
-        "values": list(values),
-    }
+    return {**spread_of(values), "values": list(values)}
 
 
-def _spread(figure: dict[str, Any], scale: float) -> str:
+def spread(figure: dict[str, Any], scale: float) -> str:
+    """Mean and standard deviation, as far as they are defined."""
     mean, std = _number(figure["mean"], scale), figure["std"]
     return mean if std is None else f"{mean} ± {scale * std:.2f}"
 
