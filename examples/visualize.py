@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(network: Network, options: argparse.Namespace, device: str) -> None:
     """Draw the layers, compare their groups, and print what came out."""
-    layers = layers_of(network, options.layers, device)
+    layers = layers_of(network, options.layers)
     pictures = {name: options.out / f"{name or 'layer'}.png" for name in layers}
     present = [path for path in (*pictures.values(), *(options.out / name for name in NUMBERS)) if path.exists()]
     if present and not options.overwrite:
@@ -117,15 +117,15 @@ def run(network: Network, options: argparse.Namespace, device: str) -> None:
     print(f"Pictures and numbers in {options.out}")
 
 
-def layers_of(network: Network, patterns: Sequence[str] | None, device: str) -> list[str]:
+def layers_of(network: Network, patterns: Sequence[str] | None) -> list[str]:
     """The coordinate layers of a network that match one of the patterns, in its order."""
-    try:
-        maps = gca.attention_maps(network.model, torch.zeros(1, 3, network.size, network.size, device=device))
-    except ValueError as error:
-        raise RunError("the network has no attention; give --checkpoint a run of --attention gca or coord") from error
-    names = [name for name, gates in maps.items() if isinstance(gates, AxisGates)]
+    layers = gca.injected(network.model)
+    if not layers:
+        raise RunError("the network has no attention; give --checkpoint a run of --attention gca or coord")
+    axis = (gca.GroupedCoordinateAttention, gca.CoordinateAttention)
+    names = [name for name, layer in layers.items() if isinstance(layer, axis)]
     if not names:
-        kinds = {type(network.model.get_submodule(name)).__name__ for name in maps}
+        kinds = {type(layer).__name__ for layer in layers.values()}
         raise RunError(
             f"the attention of the network is {', '.join(kinds)}, which has no gates of rows and columns to draw; "
             "give --checkpoint a run of --attention gca or coord"
