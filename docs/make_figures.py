@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "gca"
 
 GREY, BLUE, ORANGE = ("#f2f4f7", "#98a2b3"), ("#e3effd", "#3b7dd8"), ("#fdecd8", "#d9822b")  # fill, line
 TEXT, SOFT = "#1d2939", "#667085"
+ROWS, COLUMNS = 66, 146  # heights of the two branches of coordinate layers
 
 
 class Drawing:
@@ -56,6 +57,26 @@ class Drawing:
         path = "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
         self.parts.append(f'<path d="{path}" fill="none" stroke="{SOFT}" stroke-width="1.5" marker-end="url(#tip)"/>')
 
+    def fork(self, y: float, start: float, middle: float, end: float) -> None:
+        """From one place to the two branches, rows above and columns below."""
+        self.arrow((start, y), (middle, y), (middle, ROWS), (end, ROWS))
+        self.arrow((middle, y), (middle, COLUMNS), (end, COLUMNS))
+
+    def branches(self, apart: float, y: float, start: float, middle: float, end: float, *, leave: bool) -> None:
+        """Arrows between the two branches and a box, which they leave or reach ``apart`` above and below its centre."""
+        for branch, side in ((ROWS, y - apart), (COLUMNS, y + apart)):
+            first, last = (side, branch) if leave else (branch, side)
+            self.arrow((start, first), (middle, first), (middle, last), (end, last))
+
+    def gated(self, y: float, gates: float, x: float, output: tuple[float, str]) -> None:
+        """Both gates times the input, which comes from ``x`` along the bottom, give the output."""
+        self.arrow((gates, ROWS), (790, ROWS), (803, y - 11))
+        self.arrow((gates, COLUMNS), (790, COLUMNS), (803, y + 11))
+        self.sign(808, y, "*")
+        self.arrow((822, y), (output[0], y))
+        self.words(862, y, output[1], 14)
+        self.arrow((x, 136), (x, 204), (808, 204), (808, y + 15))
+
     def __str__(self) -> str:
         return "\n".join([*self.parts, "</svg>", ""])
 
@@ -86,25 +107,17 @@ def grouped_coordinate() -> Drawing:
     d = Drawing(900, 250, "Grouped coordinate attention, for one of G channel groups")
     y = 106
     d.box(62, y, 92, 58, "group X_g\nC_g * H * W", BLUE)
-    d.arrow((108, y), (126, y), (126, 66), (146, 66))
-    d.arrow((126, y), (126, 146), (146, 146))
-    d.box(218, 66, 144, 48, "rows: mean + max\nC_g * H * 1")
-    d.box(218, 146, 144, 48, "columns: mean + max\nC_g * 1 * W")
-    d.arrow((290, 66), (306, 66), (306, y - 8), (322, y - 8))
-    d.arrow((290, 146), (306, 146), (306, y + 8), (322, y + 8))
+    d.fork(y, 108, 126, 146)
+    d.box(218, ROWS, 144, 48, "rows: mean + max\nC_g * H * 1")
+    d.box(218, COLUMNS, 144, 48, "columns: mean + max\nC_g * 1 * W")
+    d.branches(8, y, 290, 306, 322, leave=False)
     d.box(382, y, 118, 58, "side by side: F\nC_g * (H + W)")
     d.arrow((442, y), (464, y))
     d.box(540, y, 150, 92, "conv 1*1, C_g → C_g/r\nbatch norm, ReLU\nconv 1*1, C_g/r → C_g\nsigmoid: the gates", ORANGE)
-    d.arrow((616, y - 20), (640, y - 20), (640, 66), (662, 66))
-    d.arrow((616, y + 20), (640, y + 20), (640, 146), (662, 146))
-    d.box(714, 66, 102, 48, "rows A_h\nC_g * H * 1")
-    d.box(714, 146, 102, 48, "columns A_w\nC_g * 1 * W")
-    d.arrow((766, 66), (790, 66), (803, y - 11))
-    d.arrow((766, 146), (790, 146), (803, y + 11))
-    d.sign(808, y, "*")
-    d.arrow((822, y), (846, y))
-    d.words(862, y, "Y_g", 14)
-    d.arrow((62, 136), (62, 204), (808, 204), (808, y + 15))
+    d.branches(20, y, 616, 640, 662, leave=True)
+    d.box(714, ROWS, 102, 48, "rows A_h\nC_g * H * 1")
+    d.box(714, COLUMNS, 102, 48, "columns A_w\nC_g * 1 * W")
+    d.gated(y, 766, 62, (846, "Y_g"))
     d.words(430, 226, "one pair of convolutions serves all groups and both directions", 12, ORANGE[1])
     return d
 
@@ -114,25 +127,17 @@ def coordinate() -> Drawing:
     d = Drawing(900, 250, "Coordinate attention")
     y = 106
     d.box(58, y, 84, 58, "X\nC * H * W", BLUE)
-    d.arrow((100, y), (118, y), (118, 66), (138, 66))
-    d.arrow((118, y), (118, 146), (138, 146))
-    d.box(196, 66, 114, 48, "rows: mean\nC * H * 1")
-    d.box(196, 146, 114, 48, "columns: mean\nC * 1 * W")
-    d.arrow((254, 66), (274, 66), (274, y - 8), (294, y - 8))
-    d.arrow((254, 146), (274, 146), (274, y + 8), (294, y + 8))
+    d.fork(y, 100, 118, 138)
+    d.box(196, ROWS, 114, 48, "rows: mean\nC * H * 1")
+    d.box(196, COLUMNS, 114, 48, "columns: mean\nC * 1 * W")
+    d.branches(8, y, 254, 274, 294, leave=False)
     d.box(350, y, 110, 58, "side by side\nC * (H + W)")
     d.arrow((406, y), (428, y))
     d.box(504, y, 150, 74, "conv 1*1, C → m\nbatch norm\nhard swish", ORANGE)
-    d.arrow((580, y - 20), (604, y - 20), (604, 66), (624, 66))
-    d.arrow((580, y + 20), (604, y + 20), (604, 146), (624, 146))
-    d.box(696, 66, 142, 48, "conv 1*1, m → C\nsigmoid: row gates", ORANGE)
-    d.box(696, 146, 142, 48, "conv 1*1, m → C\nsigmoid: columns", ORANGE)
-    d.arrow((768, 66), (790, 66), (803, y - 11))
-    d.arrow((768, 146), (790, 146), (803, y + 11))
-    d.sign(808, y, "*")
-    d.arrow((822, y), (848, y))
-    d.words(862, y, "Y", 14)
-    d.arrow((58, 136), (58, 204), (808, 204), (808, y + 15))
+    d.branches(20, y, 580, 604, 624, leave=True)
+    d.box(696, ROWS, 142, 48, "conv 1*1, m → C\nsigmoid: row gates", ORANGE)
+    d.box(696, COLUMNS, 142, 48, "conv 1*1, m → C\nsigmoid: columns", ORANGE)
+    d.gated(y, 768, 58, (848, "Y"))
     d.words(430, 226, "m = max(8, C/r)", 12, SOFT)
     return d
 
