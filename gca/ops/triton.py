@@ -22,6 +22,7 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDEST = 4096
+LARGEST = 2**31 - 1  # elements of an image: offsets within one are 32-bit, those between images 64-bit
 
 
 def refuses(x: Tensor) -> str | None:
@@ -32,6 +33,8 @@ def refuses(x: Tensor) -> str | None:
         return f"it takes {', '.join(map(str, DTYPES))}, got {x.dtype}"
     if x.shape[3] > WIDEST:
         return f"it takes a width up to {WIDEST}, got {x.shape[3]}"
+    if x.shape[1:].numel() > LARGEST:
+        return f"it takes up to {LARGEST} elements per image, got {x.shape[1:].numel()}"
     return None
 
 

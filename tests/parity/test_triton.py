@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.mark.slow
@@ -20,3 +21,11 @@ def test_triton_in_its_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+def test_refuses_images_beyond_its_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("gca.ops.triton")
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    one = torch.zeros(1)
+    assert kernels.refuses(one.expand(64, 2**15, 2**8, 2**8 - 1)) is None
+    assert "2147483648" in kernels.refuses(one.expand(1, 2**15, 2**8, 2**8))
