@@ -1,6 +1,7 @@
 """What the four layers share: checked sizes, the gate, and a start at which the gate is open."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,28 @@ class GatedLayer(nn.Module):
     def __init__(self, identity_init: bool) -> None:
         super().__init__()
         self.identity_init = identity_init
+
+    def _unseen_options(self) -> dict[str, Any]:
+        """Options that change the output and that neither keys nor shapes of the ``state_dict`` tell."""
+        return {"identity_init": self.identity_init}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # where torch keeps the versions of modules; it is no key
+            destination._metadata.setdefault(prefix[:-1], {})["options"] = self._unseen_options()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        error_msgs = lists[-1]
+        noted = local_metadata.get("options", {})  # nothing in a dict that was made key by key, or a safetensors file
+        for name, ours in self._unseen_options().items():
+            if name in noted and noted[name] != ours:
+                error_msgs.append(
+                    f"{prefix[:-1] or type(self).__name__} has {name}={ours!r}, but its weights come from a layer with "
+                    f"{name}={noted[name]!r}, with which they give other outputs; build or inject it with that"
+                )
 
     def last_convs(self) -> Sequence[nn.Conv2d]:
         """The convolutions whose outputs are the logits of the gates."""

@@ -1,6 +1,7 @@
 """Grouped coordinate attention: the layer of GCA-ResUNet."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,9 @@ class GroupedCoordinateAttention(GatedLayer):
         self.act = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(hidden, width, 1, groups=conv_groups, device=device, dtype=dtype)
         self.zero_init_last()
+
+    def _unseen_options(self) -> dict[str, Any]:
+        return {**super()._unseen_options(), "pool": self.pool}
 
     def last_convs(self) -> Sequence[nn.Conv2d]:
         return (self.conv2,)

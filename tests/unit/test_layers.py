@@ -3,6 +3,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,25 @@ def test_survives_the_in_place_residual_of_a_block(layer: Layer) -> None:
     nn.functional.relu(y, inplace=True).sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_of_other_options_that_no_shape_tells_are_refused(layer: Layer, strict: bool, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Identity(), layer(16, identity_init=True))
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    other = nn.Sequential(nn.Identity(), layer(16))
+    with pytest.raises(RuntimeError, match=r"1 has identity_init=False, but its weights .* identity_init=True"):
+        other.load_state_dict(weights, strict=strict)
+    nn.Sequential(nn.Identity(), layer(16, identity_init=True)).load_state_dict(weights, strict=strict)
+    other.load_state_dict(dict(weights), strict=strict)  # notes nothing
+    other[1].load_state_dict({name.removeprefix("1."): tensor for name, tensor in weights.items()}, strict=strict)
+
+
+def test_weights_of_another_pool_are_refused() -> None:
+    weights = gca.GroupedCoordinateAttention(16, pool="max").state_dict()
+    with pytest.raises(RuntimeError, match=r"GroupedCoordinateAttention has pool='avg\+max', but .* pool='max'"):
+        gca.GroupedCoordinateAttention(16).load_state_dict(weights)
 
 
 def test_pickle_deepcopy_and_state_dict(layer: Layer) -> None:
