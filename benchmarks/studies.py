@@ -150,6 +150,7 @@ def runs_of(dataset: str, seeds: tuple[int, ...] = SEEDS) -> tuple[int, ...]:
 
 def _of_the_paper(benchmark: Benchmark) -> Printed:
     paper = benchmark.paper
+    assert paper is not None  # these data sets are the paper's
     means = {name: mean for name, (mean, _) in paper.mean.items()}
     return Printed(paper.source, means, {name: std for name, (_, std) in paper.mean.items()}, paper.dice)
 

@@ -39,7 +39,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper prints: Dice per class in percent, and mean and standard deviation of every figure."""
+    """What a paper prints: Dice per class in percent, and mean and standard deviation of every figure.
+
+    Figures that it does not print are left out.
+    """
 
     source: str
     dice: Mapping[str, float]
@@ -58,8 +61,8 @@ class Benchmark:
         intensity: ``"hu"``: CT, clipped to [-125, 275] Hounsfield units; ``"min-max"``: MRI, every volume clipped at
             its 99th percentile and scaled to [0, 1]; ``"rgb"``: photographs, which are also jittered in colour and
             scored as images instead of volumes.
-        paper: Printed figures.
         layout: What the data folder holds, for ``--help``.
+        paper: Printed figures to stand beside those of a run; without them, nothing is said about a paper.
     """
 
     name: str
@@ -68,5 +71,5 @@ class Benchmark:
     open: Callable[[Path, Settings], Split]
     settings: Settings
     intensity: Literal["hu", "min-max", "rgb"]
-    paper: Paper
     layout: str
+    paper: Paper | None = None

@@ -60,6 +60,8 @@ class Split:
         for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
             if both := sorted(patients[one] & patients[other]):
                 raise DataError(f"{', '.join(both[:5])} is in {one} and in {other}; a patient belongs to one")
+        if not any(patients.values()):
+            raise DataError("found no case; the data folder holds no file in the layout that is read")
         for part in ("train", "test"):
             if not patients[part]:
                 raise DataError(f"no case left for {part}; the data is too small for this split")

@@ -56,7 +56,7 @@ def evaluate(
     for case in tqdm(cases, desc=description, disable=None):
         volume = case.read()
         prediction = predict(volume)
-        scores = score_photograph(prediction, volume) if benchmark.intensity == "rgb" else None
+        scores = score_photograph(prediction, volume, len(benchmark.classes)) if benchmark.intensity == "rgb" else None
         if scores is None:
             scores = [
                 asdict(s) for s in score_classes(prediction, volume.label, len(benchmark.classes), volume.spacing)
@@ -71,17 +71,21 @@ def evaluate(
     return rows
 
 
-def score_photograph(prediction: Labels, volume: Volume) -> list[dict[str, Any]]:
-    """Shares of pixels and their rates, of the one class of a photograph."""
-    shares = confusion(prediction == 1, volume.label == 1)
-    return [
-        {
-            "truth_voxels": int(np.count_nonzero(volume.label)),
-            "predicted_voxels": int(np.count_nonzero(prediction)),
-            **shares,
-            "strict": rates(shares),
-        }
-    ]
+def score_photograph(prediction: Labels, volume: Volume, classes: int) -> list[dict[str, Any]]:
+    """Shares of pixels and their rates, of every class of a photograph against all the others."""
+    scores = []
+    for index in range(1, classes + 1):
+        truth, predicted = volume.label == index, prediction == index
+        shares = confusion(predicted, truth)
+        scores.append(
+            {
+                "truth_voxels": int(np.count_nonzero(truth)),
+                "predicted_voxels": int(np.count_nonzero(predicted)),
+                **shares,
+                "strict": rates(shares),
+            }
+        )
+    return scores
 
 
 def summarize(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
@@ -99,9 +103,11 @@ def summarize(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         for definition in definitions
     }
     if benchmark.intensity == "rgb":
-        lesions = [row["classes"][benchmark.classes[0]] for row in rows]
         keys = ("true_positive", "false_positive", "false_negative", "true_negative")
-        mean["pooled"] = rates({key: float(np.mean([row[key] for row in lesions])) for key in keys})
+        for name, summary in classes.items():
+            scores = [row["classes"][name] for row in rows]
+            summary["pooled"] = rates({key: float(np.mean([row[key] for row in scores])) for key in keys})
+        mean["pooled"] = {key: _mean([summary["pooled"][key] for summary in classes.values()]) for key in RATES}
     with_spacing = sum(row["spacing"] is not None for row in rows)
     unit = "mm" if with_spacing == len(rows) else "voxels" if with_spacing == 0 else "mm where known, else voxels"
     return {"cases": len(rows), "hd95_unit_strict": unit, "classes": classes, "mean": mean}

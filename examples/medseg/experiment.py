@@ -110,7 +110,7 @@ def run_one(benchmark: Benchmark, run: Run, synthetic: Synthetic | None = None) 
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "attention_layers": {key: f"{type(x).__name__}({x.extra_repr()})" for key, x in gca.injected(model).items()},
         "definitions": DEFINITIONS,
-        "paper": {"source": benchmark.paper.source, "dice": benchmark.paper.dice, "mean": benchmark.paper.mean},
+        **({"paper": asdict(benchmark.paper)} if benchmark.paper else {}),
         "environment": environment(task.device),
     }
     tables = []
@@ -138,6 +138,8 @@ def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tu
         name = "SYNTHETIC phantoms (nothing here is a result on real scans)"
         print("No --data: generating SYNTHETIC phantoms, with a small preset instead of the paper's settings.")
         data = synthetic(run.out / "data", run.settings.seed)
+    if not data.is_dir():
+        raise DataError(f"no data folder {data}; give --data the folder with {benchmark.layout}")
     split = benchmark.open(data, run.settings)
     split = split.limited(run.settings.limit) if run.settings.limit else split
     census = Census()

@@ -117,6 +117,21 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     return (mask > 0).astype(np.uint8)
 
 
+def read_labels(path: Path) -> NDArray[np.uint8]:
+    """The class of every pixel ``(H, W)``, stored as grey value or as number in a palette: 0, 1, 2, ..."""
+
+    def read() -> NDArray[np.uint8]:
+        image = _open_image(path)
+        if image.mode not in ("L", "P", "1"):
+            raise DataError(
+                f"{path}: labels have colour mode {image.mode}; wanted one channel or a palette with the numbers of "
+                "the classes: 0, 1, 2, ..."
+            )
+        return np.array(image).astype(np.uint8)
+
+    return _reading(path, read)
+
+
 def read_list(path: Path, what: str) -> list[str]:
     """The names in a list file, one a line."""
     if not path.is_file():

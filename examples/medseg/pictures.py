@@ -44,24 +44,29 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
 
 
 def draw_bars(benchmark: Benchmark, summary: dict[str, Any], picture: Path, title: str) -> None:
-    """Bars of the mean figures per class, with their standard deviation over cases, beside those of the paper."""
+    """Bars of the mean figures per class, with their standard deviation over cases, beside those of a paper."""
+    paper = benchmark.paper
     if benchmark.intensity == "rgb":
         ours = {name: (value, None) for name, value in headline(benchmark, summary).items()}
-        printed = {name: mean for name, (mean, _) in benchmark.paper.mean.items()}
+        printed = {name: mean for name, (mean, _) in paper.mean.items()} if paper else {}
         caption = "% of the pixels of all images"
     else:
         strict = {name: row["strict"]["dice"] for name, row in summary["classes"].items()}
         ours = {name: (dice["mean"], dice["std"]) for name, dice in strict.items()}
-        printed = dict(benchmark.paper.dice)
+        printed = dict(paper.dice) if paper else {}
         caption = "Dice %, mean and standard deviation over cases"
+    compared = [name for name in ours if name in printed]
+    shift = 0.2 if compared else 0.0  # to the left of the bars of the paper
     places = np.arange(len(ours))
     figure = Figure(figsize=(max(6, 1.2 * len(ours)), 4), layout="constrained")
     axis = figure.subplots()
     heights = [100 * (mean or 0) for mean, _ in ours.values()]
     axis.bar(
-        places - 0.2, heights, 0.4, label="this run", yerr=[100 * (std or 0) for _, std in ours.values()], capsize=3
+        places - shift, heights, 0.4, label="this run", yerr=[100 * (std or 0) for _, std in ours.values()], capsize=3
     )
-    axis.bar(places + 0.2, [printed[name] for name in ours], 0.4, label="paper", color="lightgrey")
+    if compared:
+        where = [list(ours).index(name) + 0.2 for name in compared]
+        axis.bar(where, [printed[name] for name in compared], 0.4, label="paper", color="lightgrey")
     axis.set_xticks(places, list(ours), rotation=20)
     axis.set(ylabel=caption, ylim=(0, 105))
     axis.set_title(title, fontsize=9)

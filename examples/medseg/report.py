@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -19,9 +20,9 @@ DEFINITIONS = {
     "transunet": "HD95: 95th percentile of both directed surface distances pooled, in voxels whatever the spacing. "
     "Predicted but absent: Dice 1, HD95 0; any other empty mask: Dice 0, HD95 0",
     "pooled": "rates over the pixels of all images together, every image weighing the same, as tables on ISIC compute "
-    "them; strict: the mean over images of each image's rate",
-    "iou": "intersection over union of the lesion; what tables on ISIC call mIoU obeys Dice = 2 IoU / (1 + IoU), so "
-    "it is this figure and no mean over lesion and background",
+    "them; strict: the mean over images of each image's rate. Of several classes, each against all the others",
+    "iou": "intersection over union; what tables on ISIC call mIoU obeys Dice = 2 IoU / (1 + IoU), so it is that of "
+    "the lesion and no mean over lesion and background",
     "mean": "over cases per class, then over classes",
     "std": "sample standard deviation (divided by n - 1) over cases; over runs where several are collected",
     "missed": "cases in which the class is present and nothing was predicted",
@@ -32,27 +33,33 @@ WIDTH = 86
 
 
 def table(benchmark: Benchmark, summary: dict[str, Any], heading: str) -> str:
-    """Figures of one run beside those of the paper."""
+    """Figures of one run, beside those of the paper where the benchmark has any."""
     rows = _photograph_rows(benchmark, summary) if benchmark.intensity == "rgb" else _scan_rows(benchmark, summary)
     rule = "-" * WIDTH
-    return "\n".join([rule, heading, rule, *rows, rule, f"Paper: {benchmark.paper.source}."])
+    source = [f"Paper: {benchmark.paper.source}."] if benchmark.paper else []
+    return "\n".join([rule, heading, rule, *rows, rule, *source])
 
 
 def table_of_runs(benchmark: Benchmark, collected: dict[str, Any]) -> str:
-    """Mean and standard deviation over several runs beside the paper's."""
-    rule = "-" * WIDTH
+    """Mean and standard deviation over several runs, beside the paper's where the benchmark has any."""
+    rule, paper = "-" * WIDTH, benchmark.paper
     lines = [rule, f"{benchmark.title}: mean and standard deviation over {len(collected['runs'])} runs", rule]
-    lines.append(f"{'':22}{'ours':>20}{'paper':>20}")
+    if paper:
+        lines.append(f"{'':22}{'ours':>20}{'paper':>20}")
     for name, figure in collected["classes"].items():
-        printed = benchmark.paper.dice.get(name)
-        lines.append(f"{'Dice % ' + name:22}{spread(figure, 100):>20}{_number(printed):>20}")
+        printed = f"{_number(paper.dice.get(name)):>20}" if paper else ""
+        lines.append(f"{'Dice % ' + name:22}{spread(figure, 100):>20}{printed}")
     for name, figure in collected["mean"].items():
         scale = 1 if name.startswith("hd95") else 100
         unit = f" ({collected['hd95_unit_strict']})" if name == "hd95_strict" else " (voxels)" if scale == 1 else " %"
-        printed_mean = benchmark.paper.mean.get(name)
-        printed_text = "-" if printed_mean is None else f"{printed_mean[0]:.2f} ± {printed_mean[1]:.2f}"
-        lines.append(f"{name + unit:22}{spread(figure, scale):>20}{printed_text:>20}")
-    return "\n".join([*lines, rule, f"Paper: {benchmark.paper.source}. HD95: hd95 is transunet's, hd95_strict ours."])
+        printed = ""
+        if paper:
+            mean, std = paper.mean.get(name, (None, None))
+            printed = f"{'-' if mean is None else f'{mean:.2f} ± {std:.2f}':>20}"
+        lines.append(f"{name + unit:22}{spread(figure, scale):>20}{printed}")
+    notes = [f"Paper: {paper.source}."] if paper else []
+    notes += ["HD95: hd95 is transunet's, hd95_strict ours."] if "hd95" in collected["mean"] else []
+    return "\n".join([*lines, rule, *([" ".join(notes)] if notes else [])])
 
 
 def collect(benchmark: Benchmark, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def collect(benchmark: Benchmark, results: Sequence[dict[str, Any]]) -> dict[str
         },
         "mean": {name: _over_runs([figure[name] for figure in figures]) for name in figures[0]},
         "definitions": DEFINITIONS,
-        "paper": {"source": benchmark.paper.source, "dice": benchmark.paper.dice, "mean": benchmark.paper.mean},
+        **({"paper": asdict(benchmark.paper)} if benchmark.paper else {}),
     }
 
 
@@ -91,9 +98,14 @@ def environment(device: torch.device) -> dict[str, str | int]:
 
 
 def _scan_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
-    unit = summary["hd95_unit_strict"]
+    unit, paper = summary["hd95_unit_strict"], benchmark.paper
+
+    def printed(figure: float | None) -> str:
+        return f"{_number(figure):>16}" if paper else ""
+
     lines = [
-        f"{'':14}{'Dice %':>16}{'HD95':>10}{'HD95':>11}{'missed':>9}{'cases':>7}{'paper Dice %':>16}",
+        f"{'':14}{'Dice %':>16}{'HD95':>10}{'HD95':>11}{'missed':>9}{'cases':>7}"
+        + (f"{'paper Dice %':>16}" if paper else ""),
         f"{'':14}{'strict':>16}{'strict':>10}{'transunet':>11}",
     ]
     for name, row in summary["classes"].items():
@@ -101,26 +113,33 @@ def _scan_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"{name:14}{spread(strict['dice'], 100):>16}{_number(strict['hd95']['mean']):>10}"
             f"{_number(row['transunet']['hd95']['mean']):>11}{row['missed']:>9}{row['present']:>7}"
-            f"{_number(benchmark.paper.dice.get(name)):>16}"
+            f"{printed(paper.dice.get(name) if paper else None)}"
         )
-    mean, printed = summary["mean"], benchmark.paper.mean
+    mean, means = summary["mean"], paper.mean if paper else {}
     lines.append(
         f"{'mean':14}{_number(mean['strict']['dice'], 100):>16}{_number(mean['strict']['hd95']):>10}"
-        f"{_number(mean['transunet']['hd95']):>11}{'':16}{printed['dice'][0]:>16.2f}"
+        f"{_number(mean['transunet']['hd95']):>11}{'':16}{printed(means['dice'][0] if 'dice' in means else None)}"
     )
-    lines.append(f"HD95 strict in {unit}, transunet in voxels; the paper's mean HD95 is {printed['hd95'][0]}.")
-    return lines
+    theirs = f"; the paper's mean HD95 is {means['hd95'][0]}" if "hd95" in means else ""
+    lines.append(f"HD95 strict in {unit}, transunet in voxels{theirs}.")
+    return [line.rstrip() for line in lines]
 
 
 def _photograph_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
     order = ("iou", "dice", "accuracy", "specificity", "sensitivity")
-    mean, printed = summary["mean"], benchmark.paper.mean
-    lines = [f"{'%':22}" + "".join(f"{name:>12}" for name in ("mIoU", "DSC", "Acc", "Spe", "Sen"))]
-    for title, figures in (("pooled over pixels", mean["pooled"]), ("mean over images", mean["strict"])):
+    classes, mean, paper = summary["classes"], summary["mean"], benchmark.paper
+    iou = "mIoU" if paper else "IoU"  # tables on ISIC call it so, see DEFINITIONS
+    lines = [f"{'%':22}" + "".join(f"{name:>12}" for name in (iou, "DSC", "Acc", "Spe", "Sen"))]
+    rows = [("pooled over pixels", mean["pooled"]), ("mean over images", mean["strict"])]
+    if len(classes) > 1:
+        rows = [*((f"{name}, pooled", row["pooled"]) for name, row in classes.items()), *rows]
+    for title, figures in rows:
         lines.append(f"{title:22}" + "".join(f"{_number(figures[key], 100):>12}" for key in order))
-    lines.append(f"{'paper':22}" + "".join(f"{printed[key][0]:>12.2f}" for key in order))
-    (lesion,) = summary["classes"].values()
-    lines.append(f"{summary['cases']} images, {lesion['missed']} lesions missed altogether.")
+    if paper:
+        printed = {key: mean for key, (mean, _) in paper.mean.items()}
+        lines.append(f"{'paper':22}" + "".join(f"{_number(printed.get(key)):>12}" for key in order))
+    missed = ", ".join(f"{name} in {row['missed']} of {row['present']}" for name, row in classes.items())
+    lines.append(f"{summary['cases']} images. Missed altogether: {missed}.")
     return lines
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from medseg.acdc import read_acdc
 from medseg.cases import Volume
 from medseg.errors import DataError
-from medseg.files import LARGEST, read_image, read_mask, read_nifti
+from medseg.files import LARGEST, read_image, read_labels, read_mask, read_nifti
 from medseg.isic import read_pair
 from medseg.synapse import read_slice, read_volume
 from medseg.whole import write_json
@@ -177,7 +177,7 @@ def test_nifti(tmp_path: Path, suffix: str) -> None:
 
 
 def test_png(tmp_path: Path) -> None:
-    for pixels, read in ((PHOTOGRAPH, read_image), (MASK, read_mask)):
+    for pixels, read in ((PHOTOGRAPH, read_image), (MASK, read_mask), (MASK // 255, read_labels)):
         whole, path = picture(pixels, "PNG"), tmp_path / "image.png"
         right = outcome(path, whole, read)
         found = [outcome(path, content, read) for content in damaged(whole, 300)]
@@ -395,6 +395,22 @@ class TestPictures:
         with pytest.raises(DataError, match=message):
             read_mask(tmp_path / "mask.png")
 
+    @pytest.mark.parametrize("mode", ["L", "P"])
+    def test_labels_are_the_numbers_in_the_file(self, tmp_path: Path, mode: str) -> None:
+        classes = (MASK // 255 + (PHOTOGRAPH[..., 0] > 80)).astype(np.uint8)
+        image = Image.fromarray(classes)
+        if mode == "P":
+            image.putpalette([0, 0, 0, 200, 0, 0, 0, 0, 200])
+        image.save(tmp_path / "labels.png")
+        labels = read_labels(tmp_path / "labels.png")
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, classes)
+
+    def test_labels_in_colours_are_refused(self, tmp_path: Path) -> None:
+        Image.fromarray(PHOTOGRAPH).save(tmp_path / "labels.png")
+        with pytest.raises(DataError, match=r"labels.png: labels have colour mode RGB; wanted .* the numbers of"):
+            read_labels(tmp_path / "labels.png")
+
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK", "I;16", "1"])
     def test_photographs_of_other_kinds(self, tmp_path: Path, mode: str) -> None:
         path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
@@ -413,7 +429,7 @@ class TestPictures:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for read in (read_slice, read_acdc, read_volume, read_nifti, read_image, read_mask):
+    for read in (read_slice, read_acdc, read_volume, read_nifti, read_image, read_mask, read_labels):
         for path in (tmp_path / "nothing", tmp_path):
             with pytest.raises(DataError, match=f"no file {path}"):
                 read(path)

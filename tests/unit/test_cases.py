@@ -33,6 +33,7 @@ class TestSplit:
             ("ab", "cd", "cd", "c, d is in validation and in test"),
             ("", "a", "b", "no case left for train; the data is too small"),
             ("a", "b", "", "no case left for test"),
+            ("", "", "", "found no case; the data folder holds no file in the layout"),
         ],
     )
     def test_unsound(self, train: str, validation: str, test: str, message: str) -> None:

@@ -206,6 +206,19 @@ class TestPhotographs:
         iou, dice = summary["mean"]["pooled"]["iou"], summary["mean"]["pooled"]["dice"]
         assert dice == pytest.approx(2 * iou / (1 + iou))
 
+    def test_several_classes_each_against_all_the_others(self) -> None:
+        benchmark = replace(LESIONS, classes=("circle", "square"))
+        truth, prediction = np.array([[[1, 1, 2, 0]]], np.uint8), np.array([[[1, 2, 2, 0]]], np.uint8)
+        volume = Volume("one", np.zeros((1, 3, 1, 4), np.uint8), truth)
+        rows = evaluate(benchmark, [Case("one", "one", lambda: volume)], lambda _: prediction, description="Scoring")
+        summary = summarize(benchmark, rows)
+        counts = [(row["truth_voxels"], row["predicted_voxels"]) for row in rows[0]["classes"].values()]
+        assert counts == [(2, 1), (1, 2)]
+        circle, square = (summary["classes"][name]["pooled"] for name in benchmark.classes)
+        assert (circle["iou"], circle["sensitivity"], circle["specificity"]) == (1 / 2, 1 / 2, 1)
+        assert (square["iou"], square["sensitivity"], square["specificity"]) == (1 / 2, 1, pytest.approx(2 / 3))
+        assert headline(benchmark, summary) == {key: pytest.approx((circle[key] + square[key]) / 2) for key in circle}
+
     def test_missed_lesion_and_image_that_is_all_lesion(self) -> None:
         lesion, nothing = np.ones((3, 4), np.uint8), np.zeros((3, 4), np.uint8)
         benchmark, rows = self.rows((lesion, nothing), (lesion, lesion))
