@@ -33,6 +33,16 @@ def test_the_tables_of_costs_are_up_to_date() -> None:
         assert (DOCS / "costs" / name).read_text() == table, name
 
 
+def test_links_of_the_readme_say_where_they_lead() -> None:
+    """A package index shows README alone: there a relative link is dead, and its text has to name the path."""
+    readme = (DOCS.parent / "README.md").read_text()
+    links = [link for link in re.findall(r"(?<!!)\[([^]]+)\]\(([^)]+)\)", readme) if "://" not in link[1]]
+    assert len(links) > 10
+    for text, target in links:
+        assert text.strip("`") == target
+        assert (DOCS.parent / target).exists(), target
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason='needs pip install "gca-attn[docs]"')
