@@ -46,15 +46,15 @@ def _stacked(layer: str) -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[str], nn.Module], str]] = {
     **{f"resnet50 {layer}": (_resnet50, layer) for layer in LAYERS},
     **{f"GCAResUNet {layer}": (_gca_resunet, layer) for layer in LAYERS},
-    "torchvision gca": (_without_slot, "gca"),
+    **{f"torchvision {layer}": (_without_slot, layer) for layer in LAYERS},
     "stacked gca": (_stacked, "gca"),
 }
 
 
-# The gate deploys every layer in one network and GCA in all of them.
+# The gate deploys every layer in the smallest network and GCA in all of them.
 @pytest.fixture(
     params=[
-        pytest.param(name, marks=pytest.mark.slow if name.startswith("resnet50") and layer != "gca" else ())
+        pytest.param(name, marks=pytest.mark.slow if layer != "gca" and not name.startswith("torchvision") else ())
         for name, (_, layer) in NETWORKS.items()
     ]
 )

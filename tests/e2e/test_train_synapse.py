@@ -126,6 +126,7 @@ def test_a_run_stays_until_there_is_something_to_replace_it(
     assert not (out / "overlays" / "trained_on").exists()  # of the run that was replaced
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_also_when_killed_again_and_again(
     finished: tuple[Path, str], phantoms: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,56 @@
+"""The kernels of Triton and numba run as Python, which has to be chosen before they are imported.
+
+That is the only way to run Triton's without a GPU, and the one in which lines can be counted as tested.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TRITON = {"TRITON_INTERPRET": "1"}
+NUMBA = {"NUMBA_DISABLE_JIT": "1"}
+
+
+def run_test_ops(environment: dict[str, str], which: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which]
+    command += ["-W", "ignore::RuntimeWarning:gca.ops.numba"]  # numpy warns of the x / 0 that the loops mean
+    command.append(str(Path(__file__).with_name("test_ops.py")))
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")
+@pytest.mark.parametrize(
+    "which",
+    [
+        "triton and not strided and not transposed and (size0 and float64 or ties or asked_for or alone)",
+        # The interpreter is slow. Other layouts reach the kernels as one of the two that are left.
+        pytest.param(
+            "triton and not strided and not transposed and not nan1 and not (nan_and_inf and size1)",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["some", "all"],
+)
+def test_triton(which: str) -> None:
+    run_test_ops(TRITON, which)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")
+def test_numba() -> None:
+    run_test_ops(NUMBA, "numba and not strided and not transposed and (size0 or ties or asked_for)")
+
+
+def test_triton_refuses_images_beyond_its_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("gca.ops.triton")
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    one = torch.zeros(1)
+    assert kernels.refuses(one.expand(64, 2**15, 2**8, 2**8 - 1)) is None
+    assert "2147483648" in kernels.refuses(one.expand(1, 2**15, 2**8, 2**8))
