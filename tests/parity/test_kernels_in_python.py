@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import coverage
 import pytest
 import torch
 
@@ -18,9 +19,12 @@ NUMBA = {"NUMBA_DISABLE_JIT": "1"}
 
 def run_test_ops(environment: dict[str, str], which: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which]
+    if coverage.Coverage.current():  # counted into the same result
+        command[2:3] = ["coverage", "run", "--parallel-mode", "-m", "pytest"]
     command += ["-W", "ignore::RuntimeWarning:gca.ops.numba"]  # numpy warns of the x / 0 that the loops mean
     command.append(str(Path(__file__).with_name("test_ops.py")))
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=os.environ | environment, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
