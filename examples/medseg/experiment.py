@@ -138,8 +138,6 @@ def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tu
         name = "SYNTHETIC phantoms (nothing here is a result on real scans)"
         print("No --data: generating SYNTHETIC phantoms, with a small preset instead of the paper's settings.")
         data = synthetic(run.out / "data", run.settings.seed)
-    if not data.is_dir():
-        raise DataError(f"no data folder {data}; give --data the folder with {benchmark.layout}")
     split = benchmark.open(data, run.settings)
     split = split.limited(run.settings.limit) if run.settings.limit else split
     census = Census()
