@@ -41,7 +41,7 @@ def inject(
     Args:
         model: Any network that contains ResNet blocks of timm, torchvision, segmentation-models-pytorch, MONAI or
             transformers, e.g. ``timm.create_model("resnet50")`` or a segmentation or detection model around one.
-            ``docs/families.md`` lists the block classes.
+            ``gca.blocks.FAMILIES`` lists the block classes.
         layer: ``"gca"``, ``"coord"``, ``"cbam"`` or ``"se"``, or a callable ``(channels, **options) -> nn.Module``
             whose result keeps the shape of its input.
         stages: Only blocks of these stages, counted from 1 as in ``layer1`` ... ``layer4``. Default: all.

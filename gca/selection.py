@@ -114,5 +114,5 @@ def _nothing_known(model: nn.Module, refused: list[Block]) -> str:
         f"no known residual block in {kind}; "
         + (f"it has blocks of unknown classes: {', '.join(seen)}; " if seen else "")
         + "known are the ResNet blocks of timm, torchvision, segmentation-models-pytorch, MONAI and transformers; "
-        "docs/families.md lists them"
+        "gca.blocks.FAMILIES lists their blocks"
     )
