@@ -34,29 +34,33 @@ def _gca_resunet(layer: str) -> nn.Module:
     return gca.GCAResUNet(classes=3, attention=layer)
 
 
+def _small_resunet(layer: str) -> nn.Module:
+    return gca.GCAResUNet(classes=3, encoder="tu-resnet14t", attention=layer)
+
+
 def _without_slot(layer: str) -> nn.Module:
-    """A block whose slot is its sub-class's, in gca.slots."""
-    return gca.inject(torchvision.models.resnet18(num_classes=10), layer)
+    """Blocks whose slot is their sub-class's, in gca.slots."""
+    blocks = torchvision.models.resnet.BasicBlock
+    return gca.inject(torchvision.models.ResNet(blocks, [1, 1, 1, 1], num_classes=10), layer)
 
 
 def _stacked(layer: str) -> nn.Module:
-    return gca.inject(timm.create_model("seresnet18", num_classes=10), layer, on_existing="stack")
+    network = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10, block_args={"attn_layer": "se"})
+    return gca.inject(network, layer, on_existing="stack")
 
 
+LARGE = {"resnet50": _resnet50, "GCAResUNet": _gca_resunet}
 NETWORKS: dict[str, tuple[Callable[[str], nn.Module], str]] = {
-    **{f"resnet50 {layer}": (_resnet50, layer) for layer in LAYERS},
-    **{f"GCAResUNet {layer}": (_gca_resunet, layer) for layer in LAYERS},
+    **{f"{name} {layer}": (build, layer) for name, build in LARGE.items() for layer in LAYERS},
+    "small GCAResUNet gca": (_small_resunet, "gca"),
     **{f"torchvision {layer}": (_without_slot, layer) for layer in LAYERS},
     "stacked gca": (_stacked, "gca"),
 }
 
 
-# The gate deploys every layer in the smallest network and GCA in all of them.
+# A graph of many blocks takes minutes and holds the same nodes as one of few.
 @pytest.fixture(
-    params=[
-        pytest.param(name, marks=pytest.mark.slow if layer != "gca" and not name.startswith("torchvision") else ())
-        for name, (_, layer) in NETWORKS.items()
-    ]
+    params=[pytest.param(name, marks=pytest.mark.slow if name.split()[0] in LARGE else ()) for name in NETWORKS]
 )
 def network(request: pytest.FixtureRequest) -> nn.Module:
     build, layer = NETWORKS[request.param]
