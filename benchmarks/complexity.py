@@ -72,7 +72,12 @@ def resize(_: object, *__: object, out_shape: Sequence[int], **___: object) -> i
     return 2 * 4 * math.prod(out_shape)
 
 
-FVCORE_RULES = {torch.ops.aten.native_batch_norm: batch_norm, torch.ops.aten.upsample_bilinear2d: resize}
+FVCORE_RULES = {
+    torch.ops.aten.native_batch_norm: batch_norm,
+    # torch before 2.9 takes apart what has no rule, and looks for that of the overload.
+    torch.ops.aten.native_batch_norm.default: batch_norm,
+    torch.ops.aten.upsample_bilinear2d: resize,
+}
 
 
 def parameters(module: nn.Module) -> int:

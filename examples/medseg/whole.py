@@ -55,8 +55,10 @@ def write_image(path: Path, image: Image.Image, **options: Any) -> None:
 
 def write_npz(path: Path, **arrays: Any) -> None:
     """Write arrays to an ``.npz`` file."""
+    content = io.BytesIO()  # in memory first: where the disk is full, zipfile complains when it is collected
+    np.savez(content, **arrays)
     with whole(path) as part:
-        np.savez(part, **arrays)
+        part.write_bytes(content.getbuffer())
 
 
 def write_h5(path: Path, **arrays: Any) -> None:
