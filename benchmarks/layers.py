@@ -135,6 +135,7 @@ def module_contenders(x: Tensor, literal_x: Tensor, compiled: bool) -> Iterator[
         for choice in choices:
             yield module_contender(name, module, literal_x if name == "literal" else x, choice, expected)
     if compiled:
+        torch.compiler.reset()  # or the second shape would be compiled as one of many
         for name in ("literal", "GCA", "timm CBAM", "timm CoordAttn"):
             graph = torch.compile(built[name], fullgraph=True)
             yield module_contender(f"{name} compiled", graph, literal_x if name == "literal" else x, None, expected)
