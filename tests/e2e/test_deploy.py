@@ -81,7 +81,7 @@ def assert_agree(network: nn.Module, other: Callable[[torch.Tensor], torch.Tenso
 @torch.no_grad()
 def test_compile_without_a_graph_break(network: nn.Module) -> None:
     torch.compiler.reset()
-    assert_agree(network, torch.compile(network, fullgraph=True, backend="aot_eager"))
+    assert_agree(network, torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager"))
 
 
 @pytest.mark.parametrize(

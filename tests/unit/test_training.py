@@ -87,7 +87,7 @@ def stop_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
 
 def test_cosine_learning_rate_validation_and_best_checkpoint(run: Train, tmp_path: Path) -> None:
     task, training = run()
-    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv", float_precision="round_trip")
     steps = 15 // 4  # the last three slices of an epoch do not fill a batch
     assert list(metrics["step"]) == [steps * epoch for epoch in range(1, 7)]
     cosine = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(1, 7)]
