@@ -50,7 +50,7 @@ def write_image(path: Path, image: Image.Image, **options: Any) -> None:
     content = io.BytesIO()  # in memory first: where the disk is full, Pillow drops the end of a file without a word
     image.save(content, Image.registered_extensions()[path.suffix.lower()], **options)
     with whole(path) as part:
-        part.write_bytes(content.getbuffer())
+        part.write_bytes(content.getvalue())
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
@@ -58,7 +58,7 @@ def write_npz(path: Path, **arrays: Any) -> None:
     content = io.BytesIO()  # in memory first: where the disk is full, zipfile complains when it is collected
     np.savez(content, **arrays)
     with whole(path) as part:
-        part.write_bytes(content.getbuffer())
+        part.write_bytes(content.getvalue())
 
 
 def write_h5(path: Path, **arrays: Any) -> None:
@@ -68,4 +68,4 @@ def write_h5(path: Path, **arrays: Any) -> None:
         for name, array in arrays.items():
             file[name] = array
     with whole(path) as part:
-        part.write_bytes(content.getbuffer())
+        part.write_bytes(content.getvalue())

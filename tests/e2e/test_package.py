@@ -90,7 +90,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for member in archive:  # an archive of our own, but a name that leaves the folder would be a fault as well
             assert member.name.startswith(f"{DISTRIBUTION}/"), member.name
             assert ".." not in Path(member.name).parts, member.name
-        archive.extractall(out)
+        archive.extractall(out, filter="data")
     return out / DISTRIBUTION
 
 
