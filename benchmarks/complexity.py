@@ -74,7 +74,7 @@ def resize(_: object, *__: object, out_shape: Sequence[int], **___: object) -> i
 
 FVCORE_RULES = {
     torch.ops.aten.native_batch_norm: batch_norm,
-    # torch before 2.9 takes apart what has no rule, and looks for that of the overload.
+    # torch 2.8 takes apart what has no rule, and looks for that of the overload.
     torch.ops.aten.native_batch_norm.default: batch_norm,
     torch.ops.aten.upsample_bilinear2d: resize,
 }
