@@ -40,6 +40,12 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that was made in memory."""
+    with whole(path) as part:
+        part.write_bytes(content)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a result that a person and a program can read; NaN has no place in it."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -49,16 +55,14 @@ def write_image(path: Path, image: Image.Image, **options: Any) -> None:
     """Write a picture in the format that the suffix says."""
     content = io.BytesIO()  # in memory first: where the disk is full, Pillow drops the end of a file without a word
     image.save(content, Image.registered_extensions()[path.suffix.lower()], **options)
-    with whole(path) as part:
-        part.write_bytes(content.getvalue())
+    write_bytes(path, content.getvalue())
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
     """Write arrays to an ``.npz`` file."""
     content = io.BytesIO()  # in memory first: where the disk is full, zipfile complains when it is collected
     np.savez(content, **arrays)
-    with whole(path) as part:
-        part.write_bytes(content.getvalue())
+    write_bytes(path, content.getvalue())
 
 
 def write_h5(path: Path, **arrays: Any) -> None:
@@ -67,5 +71,4 @@ def write_h5(path: Path, **arrays: Any) -> None:
     with h5py.File(content, "w") as file:
         for name, array in arrays.items():
             file[name] = array
-    with whole(path) as part:
-        part.write_bytes(content.getvalue())
+    write_bytes(path, content.getvalue())

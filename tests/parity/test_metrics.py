@@ -117,7 +117,7 @@ def test_strict_equals_monai(start: int, monai: Callable[..., tuple[float, float
         spacing = tuple(np.random.default_rng(seed).uniform(0.4, 5, 3).tolist()) if seed % 2 else (1.0, 1.0, 1.0)
         pair = masks(seed)
         strict = score(*pair, spacing).strict
-        assert (strict.dice, strict.hd95) == pytest.approx(monai(*pair, spacing), rel=2e-5), seed
+        assert (strict.dice, strict.hd95) == pytest.approx(monai(*pair, spacing), rel=1e-5), seed
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -125,6 +125,7 @@ def test_strict_equals_monai_on_adversarial_masks(name: str, monai: Callable[...
     for spacing in ((1.0, 1.0, 1.0), (5.0, 0.7, 0.8)):
         for pair in (ADVERSARIAL[name], ADVERSARIAL[name][::-1]):
             strict = score(*pair, spacing).strict
+            # MONAI measures in float32, by 1.2e-5 off with the lowest versions
             assert (strict.dice, strict.hd95) == pytest.approx(monai(*pair, spacing), rel=2e-5)
 
 
