@@ -7,6 +7,8 @@ from typing import Literal
 
 from medseg.cases import Split
 
+Synthetic = Callable[[Path, int], Path]  # folder, seed -> folder with data
+
 
 @dataclass(frozen=True)
 class Settings:

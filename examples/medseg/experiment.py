@@ -1,38 +1,19 @@
-"""One training run from the data folder to tables, numbers and pictures; and several of them, collected."""
+"""The command line of the training examples: one training run, or several of them, collected."""
 
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning as L
-import torch
-from torch import nn
-from tqdm import tqdm
-
-import gca
-from medseg.augmentation import Augmentation
-from medseg.benchmark import Benchmark, Settings
-from medseg.cases import Case, Census, Split, Volume
+from medseg.benchmark import Benchmark, Settings, Synthetic
 from medseg.errors import DataError, RunError
-from medseg.evaluation import evaluate, headline, mean_dice, predict_volume, summarize, telling_cases
 from medseg.files import read_json
-from medseg.network import build_model, save_model
 from medseg.options import parser
-from medseg.pictures import draw_bars, draw_curves, draw_overlay
-from medseg.preview import draw_augmentation
-from medseg.report import DEFINITIONS, SCHEMA, collect, environment, table, table_of_runs
-from medseg.runs import Run, clear_out, prepare_out, runs_from
-from medseg.slices import SliceDataset, Slices, images_per_second
-from medseg.training import SegmentationTask, is_first_process, train
+from medseg.runs import Run, prepare_out, runs_from
 from medseg.whole import write_json, write_text
 
-Synthetic = Callable[[Path, int], Path]  # folder, seed -> folder with data
+# medseg.pipeline and medseg.report are imported where they are needed: with torch and Lightning they take seconds,
+# which --help, a mistake on the command line and the process that only starts several runs should not wait for.
 
 
 def main(
@@ -58,106 +39,15 @@ def main(
     try:
         runs = runs_from(options, preset)
         if len(runs) == 1:
+            from medseg.pipeline import run_one
+
             run_one(benchmark, runs[0], synthetic[0] if synthetic else None)
         else:
             run_all(benchmark, runs, options.out, [*script_options, *arguments])
     except (DataError, RunError) as error:
         sys.exit(f"error: {error}")
-    except torch.cuda.OutOfMemoryError as error:
-        sys.exit(f"error: {error}; lower --batch-size or --size, or train on more --devices, and go on with --resume")
     except OSError as error:
         sys.exit(f"error: {error}; free the disk or choose another --out, and go on with --resume")
-
-
-def run_one(benchmark: Benchmark, run: Run, synthetic: Synthetic | None = None) -> None:
-    """Train, evaluate, and leave tables, numbers, pictures and the network in ``run.out``."""
-    started = time.perf_counter()
-    first = is_first_process()  # of the processes of a distributed training; the others train and leave
-    if not first:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # lives as long as the process
-    settings, out = run.settings, run.out
-    has_checkpoint = prepare_out(run) if first else run.resume and run.last_checkpoint.is_file()
-    print("Settings:", ", ".join(f"{name}={value}" for name, value in asdict(settings).items()))
-    L.seed_everything(settings.seed, workers=True, verbose=False)
-    model = build_model(benchmark, settings)
-    slices, split, description = read_data(benchmark, run, synthetic)
-    if run.time_loader:
-        print(f"Loading alone: {images_per_second(slices):.0f} images/s")
-        return
-    title = f"{settings.arch} on {description['name']}\n{split.name}"
-    if first:
-        if not run.resume:
-            clear_out(run)
-        write_json(out / "split.json", {part: [case.name for case in cases] for part, cases in split.parts().items()})
-        draw_augmentation(benchmark, slices.training, out / "augmentation.png")
-
-    task = SegmentationTask(model, settings, slices.steps_per_epoch)
-    training_started = time.perf_counter()
-    training = train(task, slices, settings, run.execution, out=out, resume=has_checkpoint)
-    training_seconds = time.perf_counter() - training_started
-    if not first:
-        return
-    save_model(benchmark, model, settings, out / "model")
-    draw_curves(out / "metrics.csv", out / "curves.png", title)
-
-    results: dict[str, Any] = {
-        "schema": SCHEMA,
-        "benchmark": benchmark.name,
-        "data": description,
-        "settings": asdict(settings),
-        "execution": asdict(run.execution),
-        "training": asdict(training),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "attention_layers": {key: f"{type(x).__name__}({x.extra_repr()})" for key, x in gca.injected(model).items()},
-        "definitions": DEFINITIONS,
-        **({"paper": asdict(benchmark.paper)} if benchmark.paper else {}),
-        "environment": environment(task.device),
-    }
-    tables = []
-    for part, cases in {"test": split.test, **({"trained_on": split.train} if run.score_training else {})}.items():
-        heading = f"{'test cases' if part == 'test' else 'the cases it was TRAINED on'}; {split.name}"
-        results[part] = score(benchmark, model, cases, settings, out / "overlays" / part, part)
-        tables.append(table(benchmark, results[part]["summary"], f"{description['name']}, {heading}"))
-    draw_bars(benchmark, results["test"]["summary"], out / "bars.png", title)
-    seconds = time.perf_counter() - started
-    results["duration_seconds"] = {"training": round(training_seconds, 1), "total": round(seconds, 1)}
-    write_text(out / "table.txt", "\n".join(tables) + "\n")
-    write_json(out / "results.json", results)  # the last file: it says that the run is finished
-    print("\n".join(tables))
-    print(f"{seconds:.0f} s. Numbers in {out / 'results.json'}; curves.png, bars.png, overlays/ beside it.")
-
-
-def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tuple[Slices, Split, dict[str, Any]]:
-    """The slices for training and validation in memory, the split, and a description of both for the results.
-
-    The test cases are read as well, though not kept: damage should stop a run before its training, not after.
-    """
-    name, data = benchmark.title, run.data
-    if data is None:
-        assert synthetic is not None  # the command line demands --data otherwise
-        name = "SYNTHETIC phantoms (nothing here is a result on real scans)"
-        print("No --data: generating SYNTHETIC phantoms, with a small preset instead of the paper's settings.")
-        data = synthetic(run.out / "data", run.settings.seed)
-    split = benchmark.open(data, run.settings)
-    split = split.limited(run.settings.limit) if run.settings.limit else split
-    census = Census()
-    slices = read_slices(benchmark, split, run, census)
-    if is_first_process():
-        for case in tqdm(split.test, desc="Checking test cases", disable=None):
-            census.add("test", case.read())
-    description: dict[str, Any] = {
-        "name": name,
-        "folder": data.resolve().name,
-        "split": split.name,
-        "cases": {part: len(cases) for part, cases in split.parts().items()},
-        "slices": {"train": len(slices.training), "validation": len(slices.validation)},
-        "fingerprint": census.fingerprint(),
-        "duplicates_across_parts": census.duplicates(),
-    }
-    for pair in description["duplicates_across_parts"]:
-        print("Warning: the same image is in two parts:", ", ".join(f"{case} ({part})" for part, case in pair.items()))
-    print(f"Data: {name}; {split.name}; cases {description['cases']}, slices {description['slices']}")
-    return slices, split, description
 
 
 def run_all(benchmark: Benchmark, runs: Sequence[Run], out: Path, arguments: Sequence[str]) -> None:
@@ -171,56 +61,10 @@ def run_all(benchmark: Benchmark, runs: Sequence[Run], out: Path, arguments: Seq
         status = subprocess.run([sys.executable, sys.argv[0], *arguments, *run.overrides()]).returncode
         if status:
             raise RunError(f"the run in {run.out} failed; the finished ones are kept, go on with --resume")
+    from medseg.report import collect, table_of_runs
+
     collected = collect(benchmark, [read_json(run.out / "results.json") for run in runs])
     write_json(out / "runs.json", collected)
     text = table_of_runs(benchmark, collected)
     write_text(out / "table.txt", text + "\n")
     print(text)
-
-
-def read_slices(benchmark: Benchmark, split: Split, run: Run, census: Census) -> Slices:
-    """The slices for training and validation, in memory."""
-    settings = run.settings
-    augmentation = Augmentation(settings.size, colour=benchmark.intensity == "rgb") if settings.augment else None
-    read = {
-        part: SliceDataset(
-            cases,
-            settings.size,
-            augmentation=augmentation if part == "train" else None,
-            description=f"Reading {part} cases",
-            look=partial(census.add, part),
-        )
-        for part, cases in (("train", split.train), ("validation", split.validation))
-    }
-    if len(read["train"]) < settings.batch_size:
-        raise DataError(
-            f"{len(read['train'])} training slices do not fill one batch of {settings.batch_size}; lower it"
-        )
-    return Slices(
-        read["train"],
-        read["validation"],
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=run.execution.workers,
-    )
-
-
-def score(
-    benchmark: Benchmark, model: nn.Module, cases: Sequence[Case], settings: Settings, overlays: Path, part: str
-) -> dict[str, Any]:
-    """Summary and rows of some cases, and overlays of the best, the median and the worst of them."""
-    model.eval()
-
-    def predict(volume: Volume) -> Any:
-        return predict_volume(model, volume.image, size=settings.size, batch_size=settings.batch_size)
-
-    rows = evaluate(benchmark, cases, predict, description=f"Scoring {part} cases")
-    summary = summarize(benchmark, rows)
-    overlays.mkdir(parents=True, exist_ok=True)
-    dice = {row["case"]: mean_dice(row) for row in rows}
-    for name, chosen in telling_cases(rows).items():
-        volume = next(case for case in cases if case.name == chosen).read()
-        title = f"{name} of {len(rows)} cases: {chosen}, mean Dice {dice[chosen]:.3f}"
-        layers = {"image": None, "ground truth": volume.label, "prediction": predict(volume)}
-        draw_overlay(volume.image, layers, benchmark.classes, overlays / f"{name}.png", title)
-    return {"headline": headline(benchmark, summary), "summary": summary, "cases": rows}

@@ -8,13 +8,24 @@ from pathlib import Path
 from medseg.benchmark import Settings
 from medseg.errors import RunError
 from medseg.files import read_json
-from medseg.training import Execution
 from medseg.whole import write_json
 
 MADE_BY_A_RUN = (
     "checkpoints", "model", "overlays", "tensorboard",
     "results.json", "table.txt", "split.json", "metrics.csv", "curves.png", "bars.png", "augmentation.png",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a run is computed on; with the same global batch it should not decide the outcome."""
+
+    accelerator: str = "auto"
+    devices: str = "1"
+    nodes: int = 1
+    strategy: str = "auto"
+    workers: int | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,10 @@ from medseg.benchmark import Settings
 from medseg.callbacks import History, Patience, ProgressBar
 from medseg.errors import RunError
 from medseg.losses import IGNORE, cross_entropy, dice_loss, dice_sums
+from medseg.runs import Execution
 from medseg.slices import Slices
 
 MIN_DELTA = 1e-4
-
-
-@dataclass(frozen=True)
-class Execution:
-    """What a run is computed on; with the same global batch it should not decide the outcome."""
-
-    accelerator: str = "auto"
-    devices: str = "1"
-    nodes: int = 1
-    strategy: str = "auto"
-    workers: int | None = None
-    compile: bool = False
 
 
 class SegmentationTask(L.LightningModule):

@@ -1,7 +1,10 @@
 """ACDC and ISIC as a user trains on them: several seeds, baselines, damaged files, and a few real cases."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 import train_acdc
 import train_isic
-from tests.e2e.commands import QUICK, call, repeatable, results, succeed, write_acdc, write_isic
+from tests.e2e.commands import EXAMPLES, QUICK, call, repeatable, results, succeed, write_acdc, write_isic
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_a_baseline_on_photographs(isic: Path, tmp_path: Path) -> None:
 
 
 def test_mixed_precision(acdc: Path, tmp_path: Path) -> None:
-    call(train_acdc.main, "--data", acdc, "--out", tmp_path, *QUICK, "--precision", "bf16-mixed")
+    call(train_acdc.main, "--data", acdc, "--out", tmp_path, *QUICK, "--epochs", "1", "--precision", "bf16-mixed")
     found = results(tmp_path)
     assert found["settings"]["precision"] == "bf16-mixed"
     assert np.isfinite(found["training"]["best_val_loss"])
@@ -99,6 +102,22 @@ def test_an_unknown_year(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train_isic.main(["--year", "2019", "--data", "nowhere"])
     assert "invalid choice: 2019" in capsys.readouterr().err
+
+
+def test_the_command_line_waits_for_no_framework() -> None:
+    """With torch and Lightning, --help and complaints would take ten seconds."""
+    code = "import sys, train_acdc, train_isic, train_synapse; print({'torch', 'lightning'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_out_of_memory(acdc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*args: object, **kwargs: object) -> NoReturn:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("medseg.pipeline.train", train)
+    with pytest.raises(SystemExit, match=r"error: CUDA out of memory; lower --batch-size or --size, .*--resume"):
+        call(train_acdc.main, "--data", acdc, "--out", tmp_path, *QUICK)
 
 
 def test_damaged_photograph(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from medseg.benchmark import Settings
 from medseg.cases import Case, Volume
 from medseg.errors import RunError
 from medseg.losses import cross_entropy, dice_loss, dice_sums
+from medseg.runs import Execution
 from medseg.slices import Draw, SliceDataset, Slices
-from medseg.training import Execution, SegmentationTask, Training, train
+from medseg.training import SegmentationTask, Training, train
 
 SETTINGS = Settings(size=32, batch_size=4, epochs=6, lr=1e-2, min_lr=1e-4, validate_every=2, deterministic=False)
 CPU = Execution(accelerator="cpu")
