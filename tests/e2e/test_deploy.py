@@ -35,7 +35,8 @@ def _gca_resunet(layer: str) -> nn.Module:
 
 
 def _small_resunet(layer: str) -> nn.Module:
-    return gca.GCAResUNet(classes=3, encoder="tu-resnet14t", attention=layer)
+    narrow = (32, 16, 16, 8, 8)
+    return gca.GCAResUNet(classes=3, encoder="tu-resnet14t", attention=layer, decoder_channels=narrow)
 
 
 def _without_slot(layer: str) -> nn.Module:
