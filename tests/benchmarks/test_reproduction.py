@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import tests.unit.test_ablations as made
-from tests.unit.test_ablations import ablations, planned
+import tests.benchmarks.test_ablations as made
+from tests.benchmarks.test_ablations import ablations, planned
 
 DOCS = Path(__file__).parents[2] / "docs"
 MEANS = {"acdc": 0.9264, "synapse": 0.8611}
