@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Elements of a piece: backward has some temporaries of that size, which fit into a shared cache of some MB together.
-PIECE_FORWARD, PIECE_BACKWARD = 1 << 21, 1 << 19
+PIECE_FORWARD, PIECE_BACKWARD = 1 << 21, 1 << 18
 NARROW = 12  # columns below which loops over a row are too short to vectorise, and x is turned around first
 
 
@@ -121,7 +121,8 @@ def pool_backward(
     ]
     if gates is not None:
         rows, columns = order.lines(_wide(gates[0]), order.w), order.lines(_wide(gates[1]), order.h)
-    memory = _memory(x), _memory(x), _memory(x)
+    memory = _memory(x), _memory(x)
+    sums = _memory(x) if x.dtype.itemsize < 4 else None
     for piece in _pieces(x, PIECE_BACKWARD):
         x_ = _wide(turned.see(x[piece]))
         pooled, ties = _shaped(memory[0], x_), _shaped(memory[1], x_)
@@ -138,12 +139,12 @@ def pool_backward(
             into.copy_(pooled)
             continue
         grad_ = _wide(order.see(grad[piece]))
-        total = into if into.dtype == grad_.dtype else _shaped(memory[2], grad_)
+        total = into if sums is None else _shaped(sums, grad_)
         if gates is None:
             torch.add(grad_, pooled, out=total)
         else:
             torch.mul(grad_, rows[piece], out=total).mul_(columns[piece]).add_(pooled)
-        if total is not into:
+        if sums is not None:
             into.copy_(total)
     return result
 
