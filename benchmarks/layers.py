@@ -1,7 +1,9 @@
 """Time and peak memory of attention layers, and of the two operations they are made of.
 
     python benchmarks/layers.py                       # CPU, the four stages of a ResNet-50, both layouts, float32
-    python benchmarks/layers.py --device cuda --batch 32 --dtypes float32 bfloat16 --compiled
+    python benchmarks/layers.py --device cuda --batch 32 --dtypes float32 bfloat16
+    python benchmarks/layers.py --device cuda --batch 32 --dtypes float32 bfloat16 --graphs  # the GPU's time alone
+    python benchmarks/layers.py --compiled            # also under torch.compile
 
 Every contender is checked against the reference formulas in float64 before it is timed. "speed-up" is over the
 equations written literally with adaptive pools, in NCHW whatever the layout of the contender.
@@ -23,7 +25,7 @@ import gca
 from gca import ops
 from literal import LiteralGCA, literal_gate, literal_pool
 from plots import plot_layers
-from timing import Row, add_options, geometric_mean, interleave, machine, peak_bytes, save, show
+from timing import Row, add_options, geometric_mean, graphed, interleave, machine, peak_bytes, save, show
 
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -148,7 +150,8 @@ def module_contenders(x: Tensor, literal_x: Tensor, compiled: bool) -> Iterator[
 def module_contender(name: str, module: Any, x: Tensor, choice: str | None, expected: Tensor) -> tuple[str, Call, Call]:
     """Check a layer if it is ours, and prepare its two passes."""
     if name.startswith(("GCA", "literal")):
-        with ops.use(choice), torch.no_grad():
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # the convolutions of a GPU, as of a CPU
+        with exact, ops.use(choice), torch.no_grad():
             check(name, (module.eval()(x),), [expected])
     inputs = [x.detach().requires_grad_(), *module.parameters()]
     grad = torch.randn_like(x)
@@ -176,8 +179,9 @@ def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     copy = {"copy": lambda: target.copy_(x)}
     forwards = {name: call for name, call, _ in contenders}
     boths = {name: call for name, _, call in contenders}
-    forward = interleave(copy | forwards, x.device, options.rounds)
-    both = interleave(boths, x.device, options.rounds)
+    wrap = graphed if options.graphs else lambda call: call
+    forward = interleave({name: wrap(call) for name, call in (copy | forwards).items()}, x.device, options.rounds)
+    both = interleave({name: wrap(call) for name, call in boths.items()}, x.device, options.rounds)
     forward_peak, both_peak = peak_bytes(forwards, x.device), peak_bytes(boths, x.device)
     yield {"contender": "copy", **{f"forward_{key}": value for key, value in forward["copy"].items()}}
     for name in forwards:
@@ -219,6 +223,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
     parser.add_argument("--compiled", action="store_true", help="also under torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="replay CUDA graphs instead of launching from Python")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
@@ -240,7 +245,9 @@ def main() -> None:
     show(means, ["dtype", *columns])
     where = machine(device)
     save(options.out, where, rows, {"geometric_means": means})
-    plot_layers(means, where, options.out / "speed.png")
+    for dtype in options.dtypes:
+        own = [row for row in means if row["dtype"] == dtype]
+        plot_layers(own, where, options.out / ("speed.png" if dtype == options.dtypes[0] else f"speed_{dtype}.png"))
 
 
 if __name__ == "__main__":

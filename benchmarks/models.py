@@ -2,7 +2,7 @@
 
     python benchmarks/models.py --modes inference     # CPU, batch 8, 224x224: resnet50 and GCA-ResUNet
     python benchmarks/models.py --modes training
-    python benchmarks/models.py --device cuda --batch 32    # also compiled, and in CUDA graphs
+    python benchmarks/models.py --device cuda --batch 32 --runs eager graph compiled
 
 "overhead" is the time over that of the same network without attention in the same run.
 """
@@ -19,13 +19,13 @@ import gca
 from gca import ops
 from literal import LiteralGCA
 from plots import plot_models
-from timing import Row, add_options, interleave, machine, peak_bytes, save, show
+from timing import Row, add_options, graphed, interleave, machine, peak_bytes, save, show
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: timm.create_model("resnet50"),
     "GCA-ResUNet": lambda: gca.GCAResUNet(classes=9, attention=None),
 }
-RUNS = {"eager": None, "compiled": "default", "CUDA graph": "reduce-overhead"}  # modes of torch.compile
+RUNS = ("eager", "graph", "compiled")  # graph: eager kernels, replayed from a CUDA graph
 
 
 def build(name: str, attention: Any) -> nn.Module:
@@ -40,22 +40,28 @@ def build(name: str, attention: Any) -> nn.Module:
 def check_same_outputs(ours: nn.Module, literal: nn.Module, images: torch.Tensor) -> None:
     """Nothing is timed that does not compute what the literal equations do."""
     literal.load_state_dict(ours.state_dict())
-    with torch.no_grad():
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exact, torch.no_grad():
         y, expected = ours.eval()(images[:1]), literal.eval()(images[:1])
     if not torch.allclose(y, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
         raise RuntimeError(f"the network differs from its literal version by up to {(y - expected).abs().max():.2g}")
 
 
-def passes(network: Any, images: torch.Tensor, mode: str) -> Callable[[], object]:
+def passes(network: Any, images: torch.Tensor, mode: str, autocast: bool) -> Callable[[], object]:
     """One step of inference, or one of training without the optimizer."""
     parameters = [p for p in network.parameters() if p.requires_grad]
+    # Weights are cast anew in every step: a CUDA graph must not hold casts that autocast cached before it.
+    narrow = torch.autocast(images.device.type, torch.bfloat16, enabled=autocast, cache_enabled=False)
 
     @torch.no_grad()
     def infer() -> object:
-        return network(images)
+        with narrow:
+            return network(images)
 
     def train() -> object:
-        return torch.autograd.grad(network(images).square().mean(), parameters)
+        with narrow:
+            y = network(images)
+        return torch.autograd.grad(y.square().mean(), parameters)
 
     network.train(mode == "training")
     return train if mode == "training" else infer
@@ -72,12 +78,13 @@ def measure(name: str, mode: str, options: argparse.Namespace) -> Iterator[Row]:
         for label, attention in variants.items()
     }
     check_same_outputs(built["GCA"], built["literal GCA"], images)
-    for run in RUNS if device.type == "cuda" else ["eager"]:
+    for run in options.runs:
         contenders = {}
         for label, network in built.items():
-            called = network if run == "eager" else torch.compile(network, mode=RUNS[run])
-            contenders[label] = passes(called, images, mode)
-        times = interleave(contenders, device, options.rounds)
+            called = torch.compile(network) if run == "compiled" else network
+            contenders[label] = passes(called, images, mode, options.autocast)
+        timed = {label: graphed(call) for label, call in contenders.items()} if run == "graph" else contenders
+        times = interleave(timed, device, options.rounds)
         peaks = peak_bytes(contenders, device)
         for label, time in times.items():
             overhead = time["ms"] / times["no attention"]["ms"] - 1
@@ -98,6 +105,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
     parser.add_argument("--layout", default="NCHW", choices=["NCHW", "channels_last"])
+    parser.add_argument("--runs", nargs="+", default=["eager"], choices=RUNS, help="default: %(default)s")
+    parser.add_argument("--autocast", action="store_true", help="in bfloat16 where autocast allows")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []

@@ -10,18 +10,17 @@ from timing import Row
 def plot_layers(means: list[Row], where: Row, path: Path) -> None:
     """Geometric means of time: the two operations, and whole layers."""
     dtype = means[0]["dtype"]
-    rows = [row for row in means if row["dtype"] == dtype]
-    copy = next(row["forward_ms"] for row in rows if row["contender"] == "copy")
-    figure = Figure(figsize=(10, 0.32 * len(rows) + 1.6), layout="constrained")
+    copy = next(row["forward_ms"] for row in means if row["contender"] == "copy")
+    figure = Figure(figsize=(10, 0.32 * len(means) + 1.6), layout="constrained")
     for axes, key, title in zip(
         figure.subplots(1, 2, sharey=True), ("forward", "both"), ("forward", "forward + backward"), strict=True
     ):
-        timed = [row for row in rows if f"{key}_ms" in row]
+        timed = [row for row in means if f"{key}_ms" in row]
         names = [row["contender"] for row in timed]
         values = [row[f"{key}_ms"] for row in timed]
         colours = ["C7" if "literal" in n else "C1" if n.startswith(("timm", "copy")) else "C0" for n in names]
         bars = axes.barh(names, values, color=colours)
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
         axes.axvline(copy, color="k", linewidth=0.8, linestyle=":")
         axes.set(title=title, xlabel="ms", xscale="log")
         axes.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ IMPLEMENTATIONS = {
     "numba": "gca.ops.numba",
     "triton": "gca.ops.triton",
 }
+AUTOMATIC = {"cpu": ("numba", "torch"), "cuda": ("triton",)}  # device -> tried in turn; "plain" where none can
 REMEDIES = {"numba": 'pip install "gca-attn[cpu]"', "triton": "pip install triton"}
 
 _forced: str | None = None
@@ -82,10 +83,13 @@ def chosen(x: Tensor) -> str:
     """
     name = _forced
     if name is None:
-        if captured(x) or x.device.type != "cpu" or not x.dtype.is_floating_point:
+        if captured(x) or not x.dtype.is_floating_point:
             return "plain"
-        module, _ = _load("gca.ops.numba")
-        return "torch" if module is None or module.refuses(x) else "numba"
+        for name in AUTOMATIC.get(x.device.type, ()):
+            module, _ = _load(IMPLEMENTATIONS[name] or "")
+            if module is not None and module.refuses(x) is None:
+                return name
+        return "plain"
     if name in ("reference", "plain"):
         return name
     if captured(x):

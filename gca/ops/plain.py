@@ -27,7 +27,8 @@ def axis_gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
 def axis_pool_gradient(
     x: Tensor, peaks: Sequence[Tensor | None], grads: tuple[Tensor | None, Tensor | None], pool: str
 ) -> Tensor:
-    """Gradient of :func:`axis_pool`, itself differentiable; ``peaks`` are the maxima of the rows and the columns."""
+    """Gradient of :func:`axis_pool`, itself differentiable; ``peaks`` are the maxima of the rows and the columns, or
+    ``None`` where they were not kept."""
     total = torch.zeros_like(x)
     for dim, peak, grad in zip((3, 2), peaks, grads, strict=True):
         if grad is None:
@@ -35,8 +36,8 @@ def axis_pool_gradient(
         grad = grad.unsqueeze(dim)
         if pool != "max":
             total = total + grad / x.shape[dim]
-        if peak is not None:
-            ties = x == peak.unsqueeze(dim)
+        if pool != "avg":
+            ties = x == (x.amax(dim) if peak is None else peak).detach().unsqueeze(dim)
             total = total + ties * grad / ties.sum(dim, keepdim=True)
     return total
 

@@ -1,17 +1,19 @@
 """Pooling and gating as Triton kernels, in NCHW and channels_last: the choice ``"triton"``.
 
 Of tensors of the size of ``x``, pooling reads one, gating reads and writes one, the gates' gradients read two, and the
-gradient of ``x`` reads two and writes one: six reads and two writes forward and backward. Arithmetic is in float32
-(float64 for float64) whatever the dtype of ``x``.
+gradient of ``x`` reads two and writes one: six reads and two writes forward and backward. Nothing but ``x`` and the
+gates is kept for the backward pass, which finds the maxima and their ties anew: it waits for memory, not for
+arithmetic, and what it reads twice it reads from the cache. Arithmetic is in float32 (float64 for float64) whatever
+the dtype of ``x``.
 
-A program takes some planes (images times channels), and rows of them in steps; neighbouring planes are neighbours in
-memory in channels_last, neighbouring columns are in NCHW. All columns of a row are in one tile, so that a row is
-reduced at once and the columns in registers.
-
-Not yet run on a GPU: the tests run it in Triton's interpreter, so it is never chosen automatically.
+A program takes some planes and goes over their rows tile by tile. Neighbouring planes are neighbours in memory in
+channels_last, neighbouring columns are in NCHW. All columns of a row are in its tile, so that a row is reduced at once;
+columns are reduced after the last tile.
 """
 
+import math
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,29 +41,26 @@ def refuses(x: Tensor) -> str | None:
 
 
 def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Descriptors of the rows and the columns; the maxima and how often each is attained, where ``kind`` has any."""
+    """Descriptors of the rows and the columns; nothing is kept for the backward pass."""
     b, c, h, w = x.shape
     pooled = x.new_empty(b, c, h), x.new_empty(b, c, w)
-    saved: list[Tensor | None] = [None, None, None, None]
-    if kind != "avg":
-        counts = (x.new_empty(b, c, n, dtype=torch.int32) for n in (h, w))
-        saved = [*(torch.empty_like(p) for p in pooled), *counts]
-    _launch(_pool, x, (x, *pooled, *saved), MEAN=kind != "max", MAX=kind != "avg")
-    return *pooled, saved
+    _launch(_pool, x, (x, *pooled), MEAN=kind != "max", MAX=kind != "avg")
+    return *pooled, [None, None]
 
 
 def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    _launch(_gate, x, (x, gate_h.contiguous(), gate_w.contiguous(), y), by_rows=True)
+    gates = _even(gate_h), _even(gate_w)
+    _launch(_gate, x, (x, *gates, y), gates)
     return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the gates."""
-    gates = gate_h.contiguous(), gate_w.contiguous()
-    grads = torch.empty_like(gates[0]), torch.empty_like(gates[1])
-    _launch(_gate_backward, x, (grad, x, *gates, *grads))
+    gates = _even(gate_h), _even(gate_w)
+    grads = x.new_empty(gate_h.shape), x.new_empty(gate_w.shape)
+    _launch(_gate_backward, x, (grad, x, *gates, *grads), gates)
     return grads
 
 
@@ -76,183 +75,254 @@ def pool_backward(
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     b, c, h, w = x.shape
     result = torch.empty_like(x)
-    small = [x.new_zeros(b, c, n) if g is None else g.contiguous() for g, n in zip(grads, (h, w), strict=True)]
-    gate_h, gate_w = (None, None) if gates is None else (gate.contiguous() for gate in gates)
+    small = [x.new_zeros(b, c, n) if g is None else _even(g) for g, n in zip(grads, (h, w), strict=True)]
+    gates_or_none = (None, None) if gates is None else (_even(gates[0]), _even(gates[1]))
     flags = {"MEAN": kind != "max", "MAX": kind != "avg", "GRAD": grad is not None, "GATES": gates is not None}
-    _launch(_pool_backward, x, (x, grad, gate_h, gate_w, *small, *saved, result), by_rows=True, **flags)
+    tensors = (x, grad, *gates_or_none, *small, result)
+    _launch(_pool_backward, x, tensors, (*gates_or_none, *small), **flags)
     return result
 
 
+def _even(t: Tensor) -> Tensor:
+    """``t`` of shape ``(B, C, length)``, its rows evenly spaced, as those of a part of a longer tensor are."""
+    b, c, length = t.shape
+    stride_b, stride_c, stride = t.stride()
+    return t if (stride == 1 or length == 1) and (stride_b == c * stride_c or b == 1) else t.contiguous()
+
+
 def _launch(
-    kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], *, by_rows: bool = False, **flags: bool
+    kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], spaced: tuple[Tensor | None, ...] = (), **flags: bool
 ) -> None:
-    b, c, h, w = x.shape
     if x.numel() == 0:
         return
-    columns = triton.next_power_of_2(w)
-    if x.is_contiguous():
-        strides = (c * h * w, h * w, w, 1)
-        rows = min(triton.next_power_of_2(h), max(1, 1024 // columns))
-        planes = max(1, 2048 // (columns * rows))
-    else:
-        strides = (c * h * w, 1, w * c, c)
-        planes = min(64, triton.next_power_of_2(c))
-        rows = min(triton.next_power_of_2(h), max(1, 4096 // (planes * columns)))
-    grid = (triton.cdiv(b * c, planes), triton.cdiv(h, rows) if by_rows else 1)
-    blocks = {"PLANES": planes, "ROWS": rows, "COLUMNS": columns}
-    wide = tl.float64 if x.dtype == torch.float64 else tl.float32
+    b, c, h, w = x.shape
+    channels_last = not x.is_contiguous()
+    if not channels_last:
+        b, c = 1, b * c  # planes follow each other over the images
+    planes, rows, columns, warps, stages = _blocks(kernel, c, h, w, x.element_size(), channels_last)
+    step = math.gcd(w, 16)  # a kernel sees the width as a multiple of it, and so which addresses are aligned
     with torch.cuda.device_of(x):
-        kernel[grid](*tensors, b * c, c, h, w, *strides, WIDE=wide, **flags, **blocks)
+        kernel[(b * -(-c // planes),)](
+            *tensors, *(0 if t is None else t.stride(1) for t in spaced), c, h, w // step,
+            STEP=step, CHANNELS_LAST=channels_last, **flags,
+            WIDE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            PLANES=planes, ROWS=rows, COLUMNS=columns, STAGES=stages, num_warps=warps,
+        )  # fmt: skip
+
+
+@cache
+def _blocks(kernel: Any, c: int, h: int, w: int, itemsize: int, channels_last: bool) -> tuple[int, int, int, int, int]:
+    """Planes, rows and columns of a tile, warps that work on it, and tiles that are loaded ahead.
+
+    The best, or nearly, of some 60 for each kernel, layout and dtype on an H200, for the stages of a ResNet-50 at batch
+    32. Programs of one warp need no barriers; in channels_last there are too few programs for that.
+    """
+    columns = triton.next_power_of_2(w)
+    wide = columns >= 32
+    if channels_last and kernel is _gate:
+        rows, elements = 2, 128 * columns
+    elif channels_last and wide:
+        rows, elements = 2, (32 if kernel is _pool else 16 * min(itemsize, 4)) * columns
+    elif channels_last:
+        rows, elements = 4, 64 * columns
+    elif kernel is _gate:
+        rows, elements = 16, 1024
+    else:
+        rows, elements = 8 if wide else 4, 256
+    rows = max(1, min(rows, triton.next_power_of_2(h), 1024 // columns))
+    planes = max(1, min(elements, 8192) // (rows * columns))
+    if channels_last:
+        planes = min(planes, triton.next_power_of_2(c))
+    elements = planes * rows * columns
+    warps = max(1, min(8, elements // 1024))
+    ahead = channels_last and wide and kernel is not _gate and elements * itemsize <= 2**14  # shared memory is small
+    stages = 3 if ahead else 1
+    return planes, rows, columns, warps, stages
 
 
 @triton.jit
-def _max(v, axis: tl.constexpr):
-    """``tl.max`` ignores NaN; here a NaN wins, as in torch."""
-    has_nan = tl.max((v != v).to(tl.int32), axis) > 0
-    return tl.where(has_nan, float("nan"), tl.max(v, axis))
+def _greater(a, b):
+    """As in torch, NaN is greater than any number."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _offsets(n, i, j, c, stride_b, stride_c, stride_h, stride_w):
-    plane = (n // c).to(tl.int64) * stride_b + (n % c) * stride_c
-    return plane[:, None, None] + (i * stride_h)[None, :, None] + (j * stride_w)[None, None, :]
+def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where the first plane of this program begins in ``x``; its planes, counted over all images; which of them, and
+    which columns, there are; where both are from that beginning on; and how far rows are apart."""
+    tiles = tl.cdiv(c, PLANES)
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    first = (tl.program_id(0) % tiles) * PLANES
+    n = tl.arange(0, PLANES)
+    j = tl.arange(0, COLUMNS)
+    if CHANNELS_LAST:
+        stride_c = 1
+        stride_w = c
+    else:
+        stride_c = h * w
+        stride_w = 1
+    begin = image * c * h * w + first.to(tl.int64) * stride_c
+    at = (n * stride_c)[:, None, None] + (j * stride_w)[None, None, :]
+    return begin, image * c + first + n, first + n < c, j < w, at, w * stride_w
 
 
 @triton.jit
-def _lines(n, k, planes, length):
-    """Where the values of rows or columns ``k`` of planes ``n`` lie in a ``(B, C, length)`` tensor, and which do."""
-    return n.to(tl.int64)[:, None] * length + k[None, :], (n < planes)[:, None] & (k < length)[None, :]
+def _lines(n, k, space):
+    """Where rows or columns ``k`` of planes ``n`` are in a tensor of shape ``(B, C, length)``."""
+    return n[:, None] * space + k[None, :]
 
 
 @triton.jit
 def _pool(
-    x, pooled_h, pooled_w, peak_h, peak_w, ties_h, ties_w,
-    planes, c, h, w, stride_b, stride_c, stride_h, stride_w,
-    WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
-    PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, pooled_h, pooled_w, c, h, w,
+    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
+    PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * PLANES + tl.arange(0, PLANES)
-    j = tl.arange(0, COLUMNS)
-    columns, columns_in = _lines(n, j, planes, w)
-    total = tl.zeros([PLANES, COLUMNS], WIDE)
-    peak = tl.full([PLANES, COLUMNS], float("-inf"), WIDE)
-    ties = tl.zeros([PLANES, COLUMNS], tl.int32)
-    for start in range(0, h, ROWS):
+    w = w * STEP
+    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    x += begin
+    total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
+    peak = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
+    for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i = start + tl.arange(0, ROWS)
-        rows, rows_in = _lines(n, i, planes, h)
-        inside = rows_in[:, :, None] & columns_in[:, None, :]
-        v = tl.load(x + _offsets(n, i, j, c, stride_b, stride_c, stride_h, stride_w), mask=inside, other=0).to(WIDE)
+        rows_in = n_in[:, None] & (i < h)[None, :]
+        inside = rows_in[:, :, None] & j_in[None, None, :]
+        v = tl.load(x + at_columns + (i * stride_h)[None, :, None], mask=inside, other=0).to(WIDE)
         described = tl.zeros([PLANES, ROWS], WIDE)
         if MEAN:
             described += tl.sum(v, 2) / w
-            total += tl.sum(v, 1)
+            total += v
         if MAX:
             v = tl.where(inside, v, float("-inf"))
-            top = _max(v, 2)
-            described += top
-            tl.store(peak_h + rows, top, mask=rows_in)
-            tl.store(ties_h + rows, tl.sum((inside & (v == top[:, :, None])).to(tl.int32), 2), mask=rows_in)
-            top = _max(v, 1)
-            again = tl.sum((inside & (v == top[:, None, :])).to(tl.int32), 1)
-            higher = tl.maximum(peak, top, propagate_nan=tl.PropagateNan.ALL)
-            ties = tl.where(peak == higher, ties, 0) + tl.where(top == higher, again, 0)
-            peak = higher
-        tl.store(pooled_h + rows, described, mask=rows_in)
+            described += tl.reduce(v, 2, _greater)
+            peak = _greater(peak, v)
+        tl.store(pooled_h + _lines(n, i, h), described, mask=rows_in)
     described = tl.zeros([PLANES, COLUMNS], WIDE)
     if MEAN:
-        described += total / h
+        described += tl.sum(total, 1) / h
     if MAX:
-        described += peak
-        tl.store(peak_w + columns, peak, mask=columns_in)
-        tl.store(ties_w + columns, ties, mask=columns_in)
-    tl.store(pooled_w + columns, described, mask=columns_in)
+        described += tl.reduce(peak, 1, _greater)
+    tl.store(pooled_w + _lines(n, tl.arange(0, COLUMNS), w), described, mask=n_in[:, None] & j_in[None, :])
 
 
 @triton.jit
 def _gate(
-    x, gate_h, gate_w, y,
-    planes, c, h, w, stride_b, stride_c, stride_h, stride_w,
-    WIDE: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, gate_h, gate_w, y, space_h, space_w, c, h, w,
+    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * PLANES + tl.arange(0, PLANES)
-    i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    j = tl.arange(0, COLUMNS)
-    rows, rows_in = _lines(n, i, planes, h)
-    columns, columns_in = _lines(n, j, planes, w)
-    inside = rows_in[:, :, None] & columns_in[:, None, :]
-    at = _offsets(n, i, j, c, stride_b, stride_c, stride_h, stride_w)
-    v = tl.load(x + at, mask=inside).to(WIDE)
-    row = tl.load(gate_h + rows, mask=rows_in).to(WIDE)
-    column = tl.load(gate_w + columns, mask=columns_in).to(WIDE)
-    tl.store(y + at, v * row[:, :, None] * column[:, None, :], mask=inside)
+    w = w * STEP
+    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    x += begin
+    y += begin
+    columns_in = n_in[:, None] & j_in[None, :]
+    column = tl.load(gate_w + _lines(n, tl.arange(0, COLUMNS), space_w), mask=columns_in, other=0).to(WIDE)
+    for start in tl.range(0, h, ROWS, num_stages=STAGES):
+        i = start + tl.arange(0, ROWS)
+        rows_in = n_in[:, None] & (i < h)[None, :]
+        inside = rows_in[:, :, None] & j_in[None, None, :]
+        at = at_columns + (i * stride_h)[None, :, None]
+        row = tl.load(gate_h + _lines(n, i, space_h), mask=rows_in, other=0).to(WIDE)
+        v = tl.load(x + at, mask=inside, other=0).to(WIDE)
+        tl.store(y + at, v * row[:, :, None] * column[:, None, :], mask=inside)
 
 
 @triton.jit
 def _gate_backward(
-    grad, x, gate_h, gate_w, grad_h, grad_w,
-    planes, c, h, w, stride_b, stride_c, stride_h, stride_w,
-    WIDE: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad, x, gate_h, gate_w, grad_h, grad_w, space_h, space_w, c, h, w,
+    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * PLANES + tl.arange(0, PLANES)
-    j = tl.arange(0, COLUMNS)
-    columns, columns_in = _lines(n, j, planes, w)
-    column = tl.load(gate_w + columns, mask=columns_in, other=0).to(WIDE)
-    total = tl.zeros([PLANES, COLUMNS], WIDE)
-    for start in range(0, h, ROWS):
+    w = w * STEP
+    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    x += begin
+    grad += begin
+    columns_in = n_in[:, None] & j_in[None, :]
+    column = tl.load(gate_w + _lines(n, tl.arange(0, COLUMNS), space_w), mask=columns_in, other=0).to(WIDE)
+    total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
+    for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i = start + tl.arange(0, ROWS)
-        rows, rows_in = _lines(n, i, planes, h)
-        inside = rows_in[:, :, None] & columns_in[:, None, :]
-        at = _offsets(n, i, j, c, stride_b, stride_c, stride_h, stride_w)
+        rows_in = n_in[:, None] & (i < h)[None, :]
+        inside = rows_in[:, :, None] & j_in[None, None, :]
+        at = at_columns + (i * stride_h)[None, :, None]
         product = tl.load(x + at, mask=inside, other=0).to(WIDE) * tl.load(grad + at, mask=inside, other=0).to(WIDE)
-        row = tl.load(gate_h + rows, mask=rows_in, other=0).to(WIDE)
-        tl.store(grad_h + rows, tl.sum(product * column[:, None, :], 2), mask=rows_in)
-        total += tl.sum(product * row[:, :, None], 1)
-    tl.store(grad_w + columns, total, mask=columns_in)
+        row = tl.load(gate_h + _lines(n, i, space_h), mask=rows_in, other=0).to(WIDE)
+        tl.store(grad_h + _lines(n, i, h), tl.sum(product * column[:, None, :], 2), mask=rows_in)
+        total += product * row[:, :, None]
+    tl.store(grad_w + _lines(n, tl.arange(0, COLUMNS), w), tl.sum(total, 1), mask=columns_in)
 
 
 @triton.jit
-def _shares(grads, ties, at, inside, length, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr):
-    """What every element of a line gets, and what every maximum; a maximum that is NaN makes all its line NaN."""
-    grad = tl.load(grads + at, mask=inside, other=0).to(WIDE)
+def _shares(grad, ties, length, MEAN: tl.constexpr, MAX: tl.constexpr):
+    """What every element of a line gets, and what its maxima get besides.
+
+    A maximum that is NaN, the only one that nothing equals, makes all its line NaN: 0 / 0. (A comparison with 0 would
+    give booleans, which Triton 3.6 may lay out wrongly among threads: https://github.com/triton-lang/triton/pull/9680.)
+    """
     every = tl.zeros_like(grad)
     share = tl.zeros_like(grad)
     if MEAN:
         every += grad / length
     if MAX:
-        count = tl.load(ties + at, mask=inside, other=1)
-        every = tl.where(count == 0, float("nan"), every)
-        share = grad / tl.maximum(count, 1).to(WIDE)
+        ties = ties.to(grad.dtype)
+        every += 0 / ties
+        share = grad / ties
     return every, share
 
 
 @triton.jit
 def _pool_backward(
-    x, grad, gate_h, gate_w, grad_h, grad_w, peak_h, peak_w, ties_h, ties_w, result,
-    planes, c, h, w, stride_b, stride_c, stride_h, stride_w,
-    WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, GRAD: tl.constexpr, GATES: tl.constexpr,
-    PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, grad, gate_h, gate_w, grad_h, grad_w, result, space_gate_h, space_gate_w, space_h, space_w, c, h, w,
+    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
+    GRAD: tl.constexpr, GATES: tl.constexpr,
+    PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * PLANES + tl.arange(0, PLANES)
-    i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    j = tl.arange(0, COLUMNS)
-    rows, rows_in = _lines(n, i, planes, h)
-    columns, columns_in = _lines(n, j, planes, w)
-    inside = rows_in[:, :, None] & columns_in[:, None, :]
-    at = _offsets(n, i, j, c, stride_b, stride_c, stride_h, stride_w)
-    every_h, share_h = _shares(grad_h, ties_h, rows, rows_in, w, WIDE, MEAN, MAX)
-    every_w, share_w = _shares(grad_w, ties_w, columns, columns_in, h, WIDE, MEAN, MAX)
-    total = every_h[:, :, None] + every_w[:, None, :]
-    if MAX:
-        v = tl.load(x + at, mask=inside, other=0)
-        top_h = tl.load(peak_h + rows, mask=rows_in, other=0)
-        top_w = tl.load(peak_w + columns, mask=columns_in, other=0)
-        total += tl.where(v == top_h[:, :, None], share_h[:, :, None], 0.0)
-        total += tl.where(v == top_w[:, None, :], share_w[:, None, :], 0.0)
+    w = w * STEP
+    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    x += begin
+    result += begin
     if GRAD:
-        incoming = tl.load(grad + at, mask=inside, other=0).to(WIDE)
-        if GATES:
-            row = tl.load(gate_h + rows, mask=rows_in, other=0).to(WIDE)
-            column = tl.load(gate_w + columns, mask=columns_in, other=0).to(WIDE)
-            incoming = incoming * row[:, :, None] * column[:, None, :]
-        total += incoming
-    tl.store(result + at, total, mask=inside)
+        grad += begin
+    j = tl.arange(0, COLUMNS)
+    columns_in = n_in[:, None] & j_in[None, :]
+    top_w = tl.zeros([PLANES, COLUMNS], WIDE)
+    ties_w = tl.full([PLANES, COLUMNS], 1, tl.int32)
+    if MAX:
+        peak = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
+        ties = tl.zeros([PLANES, ROWS, COLUMNS], tl.int32)
+        for start in tl.range(0, h, ROWS, num_stages=STAGES):
+            i = start + tl.arange(0, ROWS)
+            inside = (n_in[:, None] & (i < h)[None, :])[:, :, None] & j_in[None, None, :]
+            v = tl.load(x + at_columns + (i * stride_h)[None, :, None], mask=inside, other=float("-inf")).to(WIDE)
+            higher = _greater(peak, v)
+            ties = tl.where(peak == higher, ties, 0) + (inside & (v == higher)).to(tl.int32)
+            peak = higher
+        top_w = tl.reduce(peak, 1, _greater)
+        ties_w = tl.sum(tl.where(peak == top_w[:, None, :], ties, 0), 1)
+    grad_columns = tl.load(grad_w + _lines(n, j, space_w), mask=columns_in, other=0).to(WIDE)
+    every_w, share_w = _shares(grad_columns, ties_w, h, MEAN, MAX)
+    if GATES:
+        column = tl.load(gate_w + _lines(n, j, space_gate_w), mask=columns_in, other=0).to(WIDE)
+    for start in tl.range(0, h, ROWS, num_stages=STAGES):
+        i = start + tl.arange(0, ROWS)
+        rows_in = n_in[:, None] & (i < h)[None, :]
+        inside = rows_in[:, :, None] & j_in[None, None, :]
+        at = at_columns + (i * stride_h)[None, :, None]
+        ties_h = tl.full([PLANES, ROWS], 1, tl.int32)
+        if MAX:
+            v = tl.load(x + at, mask=inside, other=float("-inf")).to(WIDE)
+            top = v == tl.reduce(v, 2, _greater)[:, :, None]
+            ties_h = tl.sum((inside & top).to(tl.int32), 2)
+        grad_rows = tl.load(grad_h + _lines(n, i, space_h), mask=rows_in, other=0).to(WIDE)
+        every_h, share_h = _shares(grad_rows, ties_h, w, MEAN, MAX)
+        total = every_h[:, :, None] + every_w[:, None, :]
+        if MAX:
+            total += tl.where(top, share_h[:, :, None], 0.0)
+            total += tl.where(v == top_w[:, None, :], share_w[:, None, :], 0.0)
+        if GRAD:
+            incoming = tl.load(grad + at, mask=inside, other=0).to(WIDE)
+            if GATES:
+                row = tl.load(gate_h + _lines(n, i, space_gate_h), mask=rows_in, other=0).to(WIDE)
+                incoming = incoming * row[:, :, None] * column[:, None, :]
+            total += incoming
+        tl.store(result + at, total, mask=inside)

@@ -22,6 +22,7 @@ def run_test_ops(environment: dict[str, str], which: str) -> None:
     if coverage.Coverage.current():  # counted into the same result
         command[2:3] = ["coverage", "run", "--parallel-mode", "-m", "pytest"]
     command += ["-W", "ignore::RuntimeWarning:gca.ops.numba"]  # numpy warns of the x / 0 that the loops mean
+    command += ["-W", "ignore::RuntimeWarning:triton.runtime.interpreter"]  # likewise
     command += ["-W", "ignore:Conversion of an array with ndim > 0:DeprecationWarning"]  # interpreter of triton 3.4
     command.append(str(Path(__file__).with_name("test_ops.py")))
     root = Path(__file__).parents[2]

@@ -18,7 +18,12 @@ FAST = [
     "plain",
     "torch",
     pytest.param("numba", marks=pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")),
-    pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")),
+    pytest.param(
+        "triton",
+        marks=pytest.mark.skipif(
+            not (INTERPRETED or torch.cuda.is_available()), reason="without a GPU it runs in a process of its own"
+        ),
+    ),
 ]
 SIZES = [(6, 9), (1, 5), (4, 1), (1, 1), (2, 2), (17, 33)]
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided")
@@ -26,7 +31,8 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "strided")
 
 @pytest.fixture(params=FAST)
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    with ops.use(request.param):
+    on_gpu = request.param == "triton" and not INTERPRETED
+    with torch.device("cuda" if on_gpu else "cpu"), ops.use(request.param):
         yield request.param
 
 
@@ -98,6 +104,27 @@ def test_narrow_types_accumulate_in_float32(implementation: str, dtype: torch.dt
         terms = {"grad_gate_h": 999**0.5, "grad_gate_w": 5**0.5}.get(name, 1)
         tolerance = 4 * torch.finfo(dtype).eps
         torch.testing.assert_close(ours.double(), formula, rtol=tolerance, atol=4 * tolerance * terms, msg=name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(64, 56, 56), (128, 28, 28), (256, 14, 14), (320, 7, 7), (24, 96, 160)])
+def test_shapes_of_networks(implementation: str, shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -> None:
+    """Those that blocks of kernels are chosen for, with gates that are parts of a longer tensor as in the layers."""
+    if implementation == "numba" and dtype != torch.float32:
+        pytest.skip("numba has no narrow floats")
+    c, h, w = shape
+    x, grad = (lay_out(torch.randn(2, c, h, w).to(dtype), layout) for _ in range(2))
+    gates, grads = (torch.rand(2, c, h + w).to(dtype).split([h, w], dim=2) for _ in range(2))
+    actual = run(x, *gates, (*grads, grad), "avg+max")
+    formulas = expect(x, *gates, (*grads, grad), "avg+max")
+    names = ("pooled_h", "pooled_w", "y", *2 * ("grad_x", "grad_gate_h", "grad_gate_w"))
+    tolerance = 4 * torch.finfo(dtype).eps
+    for name, ours, formula in zip(names, actual, formulas, strict=True):
+        terms = max(h, w) ** 0.5 if "gate" in name else 1  # sums of products of size one
+        torch.testing.assert_close(
+            ours.double(), formula, rtol=tolerance, atol=4 * tolerance * terms, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("pool", ["max", "avg+max"])
@@ -242,7 +269,7 @@ def test_memory_saved_for_backward_is_x_and_small_tensors(implementation: str) -
 def test_autocast_keeps_the_dtype_of_x(implementation: str) -> None:
     x = torch.randn(2, 8, 5, 6)
     gates = torch.rand(2, 8, 5), torch.rand(2, 8, 6)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         assert {t.dtype for t in ops.axis_pool(x)} == {torch.float32}
         y = ops.axis_gate(x, *(g.bfloat16() for g in gates))
     assert y.dtype == torch.float32
