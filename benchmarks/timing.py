@@ -68,7 +68,7 @@ def _time(call: Callable[[], object], device: torch.device, repeats: int) -> flo
 
 def graphed(call: Callable[[], object]) -> Callable[[], object]:
     """``call`` captured in a CUDA graph: what the GPU takes, without the time of launching from Python."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):  # compiles, and lets libraries allocate
