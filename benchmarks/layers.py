@@ -228,6 +228,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    where = machine(device)
     rows: list[Row] = []
     for dtype in options.dtypes:
         for channels, side in (STAGES[stage - 1] for stage in options.stages):
@@ -237,14 +238,14 @@ def main() -> None:
                 print(shape, layout, dtype, file=sys.stderr, flush=True)
                 for row in measure(image.contiguous(memory_format=LAYOUTS[layout]), options):
                     rows.append({"shape": shape, "layout": layout, "dtype": dtype, **row})
+                save(options.out, where, rows, {"complete": False})  # for whoever interrupts
     add_speedups(rows)
     means = geometric_means(rows)
     columns = ["contender", "forward_ms", "both_ms", "forward_speedup", "both_speedup", "both_peak_of_x"]
     show(rows, ["shape", "layout", "dtype", *columns])
     print("\nGeometric means over shapes and layouts")
     show(means, ["dtype", *columns])
-    where = machine(device)
-    save(options.out, where, rows, {"geometric_means": means})
+    save(options.out, where, rows, {"complete": True, "geometric_means": means})
     for dtype in options.dtypes:
         own = [row for row in means if row["dtype"] == dtype]
         plot_layers(own, where, options.out / ("speed.png" if dtype == options.dtypes[0] else f"speed_{dtype}.png"))

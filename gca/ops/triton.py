@@ -2,9 +2,9 @@
 
 Of tensors of the size of ``x``, pooling reads one, gating reads and writes one, the gates' gradients read two, and the
 gradient of ``x`` reads two and writes one: six reads and two writes forward and backward. Nothing but ``x`` and the
-gates is kept for the backward pass, which finds the maxima and their ties anew: it waits for memory, not for
-arithmetic, and what it reads twice it reads from the cache. Arithmetic is in float32 (float64 for float64) whatever
-the dtype of ``x``.
+gates is kept for the backward pass, which finds the maxima and their ties anew; the second look at ``x`` that this
+takes comes from the cache as far as a program's planes fit. Arithmetic is in float32 (float64 for float64) whatever the
+dtype of ``x``.
 
 A program takes some planes and goes over their rows tile by tile. Neighbouring planes are neighbours in memory in
 channels_last, neighbouring columns are in NCHW. All columns of a row are in its tile, so that a row is reduced at once;
@@ -37,6 +37,17 @@ def refuses(x: Tensor) -> str | None:
         return f"it takes a width up to {WIDEST}, got {x.shape[3]}"
     if x.shape[1:].numel() > LARGEST:
         return f"it takes up to {LARGEST} elements per image, got {x.shape[1:].numel()}"
+    return None if INTERPRETED else _tried(x.device)
+
+
+@cache
+def _tried(device: torch.device) -> str | None:
+    """Why no kernel runs on a device: Triton needs a GPU that it knows, a C compiler and Python's header files."""
+    one = torch.ones(1, 1, 1, 1, device=device)
+    try:
+        gate(one, one[0], one[0])
+    except Exception as error:  # the driver, the compiler and subprocesses each have their own
+        return f"a first kernel failed on {device} with {type(error).__name__}: {error}"
     return None
 
 
@@ -107,6 +118,7 @@ def _launch(
             STEP=step, CHANNELS_LAST=channels_last, **flags,
             WIDE=tl.float64 if x.dtype == torch.float64 else tl.float32,
             PLANES=planes, ROWS=rows, COLUMNS=columns, STAGES=stages, num_warps=warps,
+            enable_fp_fusion=True,  # the default is about to change
         )  # fmt: skip
 
 

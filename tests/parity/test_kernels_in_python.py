@@ -60,3 +60,8 @@ def test_triton_refuses_images_beyond_its_offsets(monkeypatch: pytest.MonkeyPatc
     one = torch.zeros(1)
     assert kernels.refuses(one.expand(64, 2**15, 2**8, 2**8 - 1)) is None
     assert "2147483648" in kernels.refuses(one.expand(1, 2**15, 2**8, 2**8))
+
+
+def test_triton_says_why_it_cannot_run_a_kernel() -> None:
+    kernels = pytest.importorskip("gca.ops.triton")
+    assert str(kernels._tried(torch.device("cpu"))).startswith("a first kernel failed on cpu with ")

@@ -60,6 +60,13 @@ def test_use_as_context_manager_and_as_function(x: Tensor) -> None:
     assert ops.chosen(x) == automatic
 
 
+@pytest.mark.skipif(not torch.cuda.is_available() or bool(ops.unavailable()["triton"]), reason="needs a GPU and triton")
+def test_choice_on_a_gpu() -> None:
+    assert ops.chosen(torch.empty(4, 16, 256, 256, device="cuda")) == "plain"  # launching is what takes time
+    assert ops.chosen(torch.empty(5, 16, 256, 256, device="cuda")) == "triton"
+    assert ops.chosen(torch.empty(5, 16, 32, 2**13, device="cuda")) == "plain"  # wider than the kernels go
+
+
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match=r"no implementation is called 'cuda'; choose one of reference, plain, torch"):
         ops.use("cuda")
