@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import gca
 from medseg.benchmark import Benchmark
 from medseg.evaluation import headline, spread_of
 
@@ -28,7 +29,7 @@ DEFINITIONS = {
     "missed": "cases in which the class is present and nothing was predicted",
     "invented": "cases in which the class is absent and something was predicted",
 }
-PACKAGES = ("gca-attn", "timm", "segmentation-models-pytorch", "lightning", "torchvision", "numpy", "scipy")
+PACKAGES = ("timm", "segmentation-models-pytorch", "lightning", "torchvision", "numpy", "scipy")
 WIDTH = 86
 
 
@@ -93,6 +94,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
+        "gca-attn": gca.__version__,  # of what was imported, installed or not
         **{package: metadata.version(package) for package in PACKAGES},
     }
 

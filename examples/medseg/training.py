@@ -120,7 +120,12 @@ def train(
     folder = out / "checkpoints"
     history = History(out / "metrics.csv", settings.validate_every)
     best = ModelCheckpoint(
-        folder, "best", monitor="val_loss", save_on_train_epoch_end=False, enable_version_counter=False
+        folder,
+        "best",
+        monitor="val_loss",
+        save_weights_only=True,  # a run goes on from the last
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
     )
     patience = Patience("val_loss", min_delta=MIN_DELTA, patience=settings.patience, check_on_train_epoch_end=False)
     # Every epoch, and after validation and early stopping had their say, whose states it holds. Not ``save_last``,
