@@ -238,7 +238,7 @@ TU_ENCODERS = {
 
 
 def on_meta(name: str) -> nn.Module:
-    device = "cpu" if name.startswith(("regnetv", "regnetx")) else "meta"  # timm 1.0.22 needs values
+    device = "cpu" if name.startswith(("regnetv", "regnetx", "csatv2")) else "meta"  # timm 1.0.23 needs values
     with torch.device(device), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return timm.create_model(name)
