@@ -77,6 +77,20 @@ def expect(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...],
         return run(*doubles, tuple(t.double() for t in grads), pool)
 
 
+def assert_equal_but_for_roundings(x: Tensor, gates: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
+    """A few roundings of the largest term; the gates' gradients are sums of up to a line of products of size one."""
+    h, w = x.shape[2:]
+    actual, formulas = (function(x, *gates, grads, "avg+max") for function in (run, expect))
+    names = ("pooled_h", "pooled_w", "y", *2 * ("grad_x", "grad_gate_h", "grad_gate_w"))
+    tolerance = 4 * torch.finfo(x.dtype).eps
+    for name, ours, formula in zip(names, actual, formulas, strict=True):
+        assert ours.dtype == x.dtype
+        terms = {"grad_gate_h": w**0.5, "grad_gate_w": h**0.5}.get(name, 1)
+        torch.testing.assert_close(
+            ours.double(), formula, rtol=tolerance, atol=4 * tolerance * terms, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("pool", POOLS)
@@ -95,15 +109,7 @@ def test_narrow_types_accumulate_in_float32(implementation: str, dtype: torch.dt
         pytest.skip("numba has no narrow floats")
     x, gate_h, gate_w, *grads = example((5, 999), dtype=dtype)
     x = lay_out(x + 1, layout)
-    names = ("pooled_h", "pooled_w", "y", *2 * ("grad_x", "grad_gate_h", "grad_gate_w"))
-    actual = run(x, gate_h, gate_w, tuple(grads), "avg+max")
-    formulas = expect(x, gate_h, gate_w, tuple(grads), "avg+max")
-    for name, ours, formula in zip(names, actual, formulas, strict=True):
-        assert ours.dtype == dtype
-        # A few roundings of the largest term; the gates' gradients are sums of up to 999 products of size one.
-        terms = {"grad_gate_h": 999**0.5, "grad_gate_w": 5**0.5}.get(name, 1)
-        tolerance = 4 * torch.finfo(dtype).eps
-        torch.testing.assert_close(ours.double(), formula, rtol=tolerance, atol=4 * tolerance * terms, msg=name)
+    assert_equal_but_for_roundings(x, (gate_h, gate_w), tuple(grads))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -116,15 +122,7 @@ def test_shapes_of_networks(implementation: str, shape: tuple[int, int, int], dt
     c, h, w = shape
     x, grad = (lay_out(torch.randn(1, c, h, w).to(dtype), layout) for _ in range(2))
     gates, grads = (torch.rand(1, c, h + w).to(dtype).split([h, w], dim=2) for _ in range(2))
-    actual = run(x, *gates, (*grads, grad), "avg+max")
-    formulas = expect(x, *gates, (*grads, grad), "avg+max")
-    names = ("pooled_h", "pooled_w", "y", *2 * ("grad_x", "grad_gate_h", "grad_gate_w"))
-    tolerance = 4 * torch.finfo(dtype).eps
-    for name, ours, formula in zip(names, actual, formulas, strict=True):
-        terms = max(h, w) ** 0.5 if "gate" in name else 1  # sums of products of size one
-        torch.testing.assert_close(
-            ours.double(), formula, rtol=tolerance, atol=4 * tolerance * terms, msg=lambda m, name=name: f"{name}: {m}"
-        )
+    assert_equal_but_for_roundings(x, gates, (*grads, grad))
 
 
 @pytest.mark.parametrize("pool", ["max", "avg+max"])
