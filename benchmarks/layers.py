@@ -25,7 +25,7 @@ import gca
 from gca import ops
 from literal import LiteralGCA, literal_gate, literal_pool
 from plots import plot_layers
-from timing import Row, add_options, geometric_mean, graphed, interleave, machine, peak_bytes, save, show
+from timing import Row, add_options, exact_convolutions, geometric_mean, interleave, machine, peak_bytes, save, show
 
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -150,8 +150,7 @@ def module_contenders(x: Tensor, literal_x: Tensor, compiled: bool) -> Iterator[
 def module_contender(name: str, module: Any, x: Tensor, choice: str | None, expected: Tensor) -> tuple[str, Call, Call]:
     """Check a layer if it is ours, and prepare its two passes."""
     if name.startswith(("GCA", "literal")):
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # the convolutions of a GPU, as of a CPU
-        with exact, ops.use(choice), torch.no_grad():
+        with exact_convolutions(), ops.use(choice), torch.no_grad():
             check(name, (module.eval()(x),), [expected])
     inputs = [x.detach().requires_grad_(), *module.parameters()]
     grad = torch.randn_like(x)
@@ -179,9 +178,8 @@ def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     copy = {"copy": lambda: target.copy_(x)}
     forwards = {name: call for name, call, _ in contenders}
     boths = {name: call for name, _, call in contenders}
-    wrap = graphed if options.graphs else lambda call: call
-    forward = interleave({name: wrap(call) for name, call in (copy | forwards).items()}, x.device, options.rounds)
-    both = interleave({name: wrap(call) for name, call in boths.items()}, x.device, options.rounds)
+    forward = interleave(copy | forwards, x.device, options.rounds, graphs=options.graphs)
+    both = interleave(boths, x.device, options.rounds, graphs=options.graphs)
     forward_peak, both_peak = peak_bytes(forwards, x.device), peak_bytes(boths, x.device)
     yield {"contender": "copy", **{f"forward_{key}": value for key, value in forward["copy"].items()}}
     for name in forwards:

@@ -19,7 +19,7 @@ import gca
 from gca import ops
 from literal import LiteralGCA
 from plots import plot_models
-from timing import Row, add_options, graphed, interleave, machine, peak_bytes, save, show
+from timing import Row, add_options, exact_convolutions, interleave, machine, peak_bytes, save, show
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: timm.create_model("resnet50"),
@@ -40,8 +40,7 @@ def build(name: str, attention: Any) -> nn.Module:
 def check_same_outputs(ours: nn.Module, literal: nn.Module, images: torch.Tensor) -> None:
     """Nothing is timed that does not compute what the literal equations do."""
     literal.load_state_dict(ours.state_dict())
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with exact, torch.no_grad():
+    with exact_convolutions(), torch.no_grad():
         y, expected = ours.eval()(images[:1]), literal.eval()(images[:1])
     if not torch.allclose(y, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
         raise RuntimeError(f"the network differs from its literal version by up to {(y - expected).abs().max():.2g}")
@@ -83,8 +82,7 @@ def measure(name: str, mode: str, options: argparse.Namespace) -> Iterator[Row]:
         for label, network in built.items():
             called = torch.compile(network) if run == "compiled" else network
             contenders[label] = passes(called, images, mode, options.autocast)
-        timed = {label: graphed(call) for label, call in contenders.items()} if run == "graph" else contenders
-        times = interleave(timed, device, options.rounds)
+        times = interleave(contenders, device, options.rounds, graphs=run == "graph")
         peaks = peak_bytes(contenders, device)
         for label, time in times.items():
             overhead = time["ms"] / times["no attention"]["ms"] - 1

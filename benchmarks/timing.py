@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import accumulate
@@ -32,14 +33,27 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Convolutions of a GPU without TF32, as exact as those of a CPU: to check outputs, not to time."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, at_least: float = 0.01
+    contenders: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    at_least: float = 0.01,
+    *,
+    graphs: bool = False,
 ) -> dict[str, Row]:
     """Time all contenders in turn, round after round, so that whatever else the machine does meets them all alike.
 
     Returns the median and the quartiles over rounds, in milliseconds; a contender shorter than ``at_least`` seconds
-    is repeated within its round.
+    is repeated within its round. With ``graphs`` each is replayed from a CUDA graph: what the GPU takes, without the
+    time of launching from Python.
     """
+    if graphs:
+        contenders = {name: _graphed(call) for name, call in contenders.items()}
     repeats = {}
     for name, call in contenders.items():
         for _ in range(2):  # the first call may compile
@@ -66,8 +80,7 @@ def _time(call: Callable[[], object], device: torch.device, repeats: int) -> flo
     return (time.perf_counter() - start) / repeats
 
 
-def graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """``call`` captured in a CUDA graph: what the GPU takes, without the time of launching from Python."""
+def _graphed(call: Callable[[], object]) -> Callable[[], object]:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
