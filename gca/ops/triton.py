@@ -160,8 +160,8 @@ def _greater(a, b):
 
 @triton.jit
 def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the first plane of this program begins in ``x``; its planes, counted over all images; which of them, and
-    which columns, there are; where both are from that beginning on; and how far rows are apart."""
+    """Where the first plane of this program begins in ``x``; its planes, counted over all images, and columns; which of
+    either there are; where both are from that beginning on; and how far rows are apart."""
     tiles = tl.cdiv(c, PLANES)
     image = (tl.program_id(0) // tiles).to(tl.int64)
     first = (tl.program_id(0) % tiles) * PLANES
@@ -175,7 +175,16 @@ def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: t
         stride_w = 1
     begin = image * c * h * w + first.to(tl.int64) * stride_c
     at = (n * stride_c)[:, None, None] + (j * stride_w)[None, None, :]
-    return begin, image * c + first + n, first + n < c, j < w, at, w * stride_w
+    return begin, image * c + first + n, j, first + n < c, j < w, at, w * stride_w
+
+
+@triton.jit
+def _rows(start, h, n_in, j_in, stride_h, ROWS: tl.constexpr):
+    """The rows of the tile that begins at one; which of them, and which elements of the tile, there are; how far down
+    they are."""
+    i = start + tl.arange(0, ROWS)
+    rows_in = n_in[:, None] & (i < h)[None, :]
+    return i, rows_in, rows_in[:, :, None] & j_in[None, None, :], (i * stride_h)[None, :, None]
 
 
 @triton.jit
@@ -185,21 +194,25 @@ def _lines(n, k, space):
 
 
 @triton.jit
+def _line_values(tensor, n, k, space, inside, WIDE: tl.constexpr):
+    """What a tensor of shape ``(B, C, length)`` holds for them."""
+    return tl.load(tensor + _lines(n, k, space), mask=inside, other=0).to(WIDE)
+
+
+@triton.jit
 def _pool(
     x, pooled_h, pooled_w, c, h, w,
     STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
     peak = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
-        i = start + tl.arange(0, ROWS)
-        rows_in = n_in[:, None] & (i < h)[None, :]
-        inside = rows_in[:, :, None] & j_in[None, None, :]
-        v = tl.load(x + at_columns + (i * stride_h)[None, :, None], mask=inside, other=0).to(WIDE)
+        i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
+        v = tl.load(x + at_columns + down, mask=inside, other=0).to(WIDE)
         described = tl.zeros([PLANES, ROWS], WIDE)
         if MEAN:
             described += tl.sum(v, 2) / w
@@ -214,7 +227,7 @@ def _pool(
         described += tl.sum(total, 1) / h
     if MAX:
         described += tl.reduce(peak, 1, _greater)
-    tl.store(pooled_w + _lines(n, tl.arange(0, COLUMNS), w), described, mask=n_in[:, None] & j_in[None, :])
+    tl.store(pooled_w + _lines(n, j, w), described, mask=n_in[:, None] & j_in[None, :])
 
 
 @triton.jit
@@ -224,17 +237,15 @@ def _gate(
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     y += begin
     columns_in = n_in[:, None] & j_in[None, :]
-    column = tl.load(gate_w + _lines(n, tl.arange(0, COLUMNS), space_w), mask=columns_in, other=0).to(WIDE)
+    column = _line_values(gate_w, n, j, space_w, columns_in, WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
-        i = start + tl.arange(0, ROWS)
-        rows_in = n_in[:, None] & (i < h)[None, :]
-        inside = rows_in[:, :, None] & j_in[None, None, :]
-        at = at_columns + (i * stride_h)[None, :, None]
-        row = tl.load(gate_h + _lines(n, i, space_h), mask=rows_in, other=0).to(WIDE)
+        i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
+        at = at_columns + down
+        row = _line_values(gate_h, n, i, space_h, rows_in, WIDE)
         v = tl.load(x + at, mask=inside, other=0).to(WIDE)
         tl.store(y + at, v * row[:, :, None] * column[:, None, :], mask=inside)
 
@@ -246,22 +257,20 @@ def _gate_backward(
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     grad += begin
     columns_in = n_in[:, None] & j_in[None, :]
-    column = tl.load(gate_w + _lines(n, tl.arange(0, COLUMNS), space_w), mask=columns_in, other=0).to(WIDE)
+    column = _line_values(gate_w, n, j, space_w, columns_in, WIDE)
     total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
-        i = start + tl.arange(0, ROWS)
-        rows_in = n_in[:, None] & (i < h)[None, :]
-        inside = rows_in[:, :, None] & j_in[None, None, :]
-        at = at_columns + (i * stride_h)[None, :, None]
+        i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
+        at = at_columns + down
         product = tl.load(x + at, mask=inside, other=0).to(WIDE) * tl.load(grad + at, mask=inside, other=0).to(WIDE)
-        row = tl.load(gate_h + _lines(n, i, space_h), mask=rows_in, other=0).to(WIDE)
+        row = _line_values(gate_h, n, i, space_h, rows_in, WIDE)
         tl.store(grad_h + _lines(n, i, h), tl.sum(product * column[:, None, :], 2), mask=rows_in)
         total += product * row[:, :, None]
-    tl.store(grad_w + _lines(n, tl.arange(0, COLUMNS), w), tl.sum(total, 1), mask=columns_in)
+    tl.store(grad_w + _lines(n, j, w), tl.sum(total, 1), mask=columns_in)
 
 
 @triton.jit
@@ -290,12 +299,11 @@ def _pool_backward(
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     result += begin
     if GRAD:
         grad += begin
-    j = tl.arange(0, COLUMNS)
     columns_in = n_in[:, None] & j_in[None, :]
     top_w = tl.zeros([PLANES, COLUMNS], WIDE)
     ties_w = tl.full([PLANES, COLUMNS], 1, tl.int32)
@@ -303,29 +311,26 @@ def _pool_backward(
         peak = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
         ties = tl.zeros([PLANES, ROWS, COLUMNS], tl.int32)
         for start in tl.range(0, h, ROWS, num_stages=STAGES):
-            i = start + tl.arange(0, ROWS)
-            inside = (n_in[:, None] & (i < h)[None, :])[:, :, None] & j_in[None, None, :]
-            v = tl.load(x + at_columns + (i * stride_h)[None, :, None], mask=inside, other=float("-inf")).to(WIDE)
+            _, _, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
+            v = tl.load(x + at_columns + down, mask=inside, other=float("-inf")).to(WIDE)
             higher = _greater(peak, v)
             ties = tl.where(peak == higher, ties, 0) + (inside & (v == higher)).to(tl.int32)
             peak = higher
         top_w = tl.reduce(peak, 1, _greater)
         ties_w = tl.sum(tl.where(peak == top_w[:, None, :], ties, 0), 1)
-    grad_columns = tl.load(grad_w + _lines(n, j, space_w), mask=columns_in, other=0).to(WIDE)
+    grad_columns = _line_values(grad_w, n, j, space_w, columns_in, WIDE)
     every_w, share_w = _shares(grad_columns, ties_w, h, MEAN, MAX)
     if GATES:
-        column = tl.load(gate_w + _lines(n, j, space_gate_w), mask=columns_in, other=0).to(WIDE)
+        column = _line_values(gate_w, n, j, space_gate_w, columns_in, WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
-        i = start + tl.arange(0, ROWS)
-        rows_in = n_in[:, None] & (i < h)[None, :]
-        inside = rows_in[:, :, None] & j_in[None, None, :]
-        at = at_columns + (i * stride_h)[None, :, None]
+        i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
+        at = at_columns + down
         ties_h = tl.full([PLANES, ROWS], 1, tl.int32)
         if MAX:
             v = tl.load(x + at, mask=inside, other=float("-inf")).to(WIDE)
             top = v == tl.reduce(v, 2, _greater)[:, :, None]
             ties_h = tl.sum((inside & top).to(tl.int32), 2)
-        grad_rows = tl.load(grad_h + _lines(n, i, space_h), mask=rows_in, other=0).to(WIDE)
+        grad_rows = _line_values(grad_h, n, i, space_h, rows_in, WIDE)
         every_h, share_h = _shares(grad_rows, ties_h, w, MEAN, MAX)
         total = every_h[:, :, None] + every_w[:, None, :]
         if MAX:
@@ -334,7 +339,7 @@ def _pool_backward(
         if GRAD:
             incoming = tl.load(grad + at, mask=inside, other=0).to(WIDE)
             if GATES:
-                row = tl.load(gate_h + _lines(n, i, space_gate_h), mask=rows_in, other=0).to(WIDE)
+                row = _line_values(gate_h, n, i, space_gate_h, rows_in, WIDE)
                 incoming = incoming * row[:, :, None] * column[:, None, :]
             total += incoming
         tl.store(result + at, total, mask=inside)
