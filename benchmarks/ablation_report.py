@@ -13,8 +13,8 @@ from studies import DATASETS, PRINTED, STUDIES, VARIANTS, Study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from medseg.errors import DataError
-from medseg.evaluation import spread_of
 from medseg.report import spread
+from medseg.summary import spread_of
 from medseg.whole import write_json, write_text, writing
 
 Row = dict[str, Any]

@@ -9,11 +9,12 @@ from medseg.benchmark import Benchmark, Settings, Synthetic
 from medseg.errors import DataError, RunError
 from medseg.files import read_json
 from medseg.options import parser
+from medseg.report import collect, table_of_runs
 from medseg.runs import Run, prepare_out, runs_from
 from medseg.whole import write_json, write_text
 
-# medseg.pipeline and medseg.report are imported where they are needed: with torch and Lightning they take seconds,
-# which --help, a mistake on the command line and the process that only starts several runs should not wait for.
+# medseg.pipeline is imported where it is needed: with torch and Lightning it takes seconds, which --help, a mistake on
+# the command line and the process that only starts several runs should not wait for.
 
 
 def main(
@@ -61,8 +62,6 @@ def run_all(benchmark: Benchmark, runs: Sequence[Run], out: Path, arguments: Seq
         status = subprocess.run([sys.executable, sys.argv[0], *arguments, *run.overrides()]).returncode
         if status:
             raise RunError(f"the run in {run.out} failed; the finished ones are kept, go on with --resume")
-    from medseg.report import collect, table_of_runs
-
     collected = collect(benchmark, [read_json(run.out / "results.json") for run in runs])
     write_json(out / "runs.json", collected)
     text = table_of_runs(benchmark, collected)

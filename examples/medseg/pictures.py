@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medseg.benchmark import Benchmark
 from medseg.cases import Labels
-from medseg.evaluation import headline
+from medseg.summary import headline
 
 PALETTE = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "tab:pink", "tab:cyan")  # per class
 Picture = NDArray[Any]

@@ -18,14 +18,16 @@ import gca
 from medseg.augmentation import Augmentation
 from medseg.benchmark import Benchmark, Settings, Synthetic
 from medseg.cases import Case, Census, Split, Volume
+from medseg.environment import environment
 from medseg.errors import DataError, RunError
-from medseg.evaluation import evaluate, headline, mean_dice, predict_volume, summarize, telling_cases
+from medseg.evaluation import evaluate, predict_volume
 from medseg.network import build_model, save_model
 from medseg.pictures import draw_bars, draw_curves, draw_overlay
 from medseg.preview import draw_augmentation
-from medseg.report import DEFINITIONS, SCHEMA, environment, table
+from medseg.report import DEFINITIONS, SCHEMA, table
 from medseg.runs import Run, clear_out, prepare_out
 from medseg.slices import SliceDataset, Slices, images_per_second
+from medseg.summary import headline, mean_dice, summarize, telling_cases
 from medseg.training import SegmentationTask, is_first_process, train
 from medseg.whole import write_json, write_text
 

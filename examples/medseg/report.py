@@ -1,16 +1,11 @@
 """What a run leaves behind: a table to read and ``results.json`` to compute with."""
 
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
-import torch
-
-import gca
 from medseg.benchmark import Benchmark
-from medseg.evaluation import headline, spread_of
+from medseg.summary import headline, spread_of
 
 SCHEMA = 1  # of results.json; raised when a key changes its meaning or goes
 
@@ -29,7 +24,6 @@ DEFINITIONS = {
     "missed": "cases in which the class is present and nothing was predicted",
     "invented": "cases in which the class is absent and something was predicted",
 }
-PACKAGES = ("timm", "segmentation-models-pytorch", "lightning", "torchvision", "numpy", "scipy")
 WIDTH = 86
 
 
@@ -82,20 +76,6 @@ def collect(benchmark: Benchmark, results: Sequence[dict[str, Any]]) -> dict[str
         "mean": {name: _over_runs([figure[name] for figure in figures]) for name in figures[0]},
         "definitions": DEFINITIONS,
         **({"paper": asdict(benchmark.paper)} if benchmark.paper else {}),
-    }
-
-
-def environment(device: torch.device) -> dict[str, str | int]:
-    """What computed the numbers: versions, processor and threads, device."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "torch": torch.__version__,
-        "gca-attn": gca.__version__,  # of what was imported, installed or not
-        **{package: metadata.version(package) for package in PACKAGES},
     }
 
 

@@ -105,7 +105,7 @@ def test_an_unknown_year(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_line_waits_for_no_framework() -> None:
-    """With torch and Lightning, --help and complaints would take ten seconds."""
+    """With torch and Lightning, --help, complaints and collecting finished runs would take ten seconds."""
     code = "import sys, train_acdc, train_isic, train_synapse; print({'torch', 'lightning'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

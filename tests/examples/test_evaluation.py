@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from medseg.acdc import ACDC
 from medseg.benchmark import Benchmark
 from medseg.cases import Case, Labels, Volume
-from medseg.evaluation import evaluate, headline, mean_dice, predict_volume, summarize, telling_cases
+from medseg.evaluation import evaluate, predict_volume
 from medseg.isic import isic
+from medseg.summary import headline, mean_dice, summarize, telling_cases
 
 TWO = replace(ACDC, classes=("cube", "bar"))
 LESIONS = isic(2018)

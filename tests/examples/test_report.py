@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from medseg.acdc import ACDC
 from medseg.benchmark import Benchmark, Paper
 from medseg.cases import Case, Volume
-from medseg.evaluation import evaluate, summarize
+from medseg.evaluation import evaluate
 from medseg.isic import isic
 from medseg.pictures import draw_bars
 from medseg.report import collect, table, table_of_runs
+from medseg.summary import summarize
 
 TWO = ("circle", "square")
 SCANS = replace(ACDC, classes=TWO, paper=None)
