@@ -3,7 +3,9 @@
 One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
 Compiled on first use for the processor at hand and kept on disk.
 
-The inner loops vectorise: elementwise along columns or channels, and along rows as reductions that may be reordered.
+The inner loops vectorise: elementwise along columns or channels, and along rows as reductions that may be reordered. So
+they run over slices (``start + k`` could be negative, for all that numba knows, and count from the end), and lines are
+prepared without temporary arrays, which would be allocated for every plane.
 """
 
 from typing import Any, Final
@@ -11,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numba import njit
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from gca.ops import threads
@@ -18,7 +21,9 @@ from gca.ops import threads
 _SUM = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 # What x / 0 is: inf or NaN, without the branch that keeps loops scalar.
 NUMPY: Final = "numpy"
-BLOCK = 256  # channels per task in channels_last: the accumulators of 56 columns stay in the second-level cache
+# Channels per task in channels_last: what is kept of 56 rows and columns stays in the first- or second-level cache.
+BLOCK, POOL_BLOCK = 256, 128
+LANES = 8  # elements that are computed at once, if any are
 
 
 def refuses(x: Tensor) -> str | None:
@@ -36,7 +41,7 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     mean_h, mean_w = _small(x, h), _small(x, w)
     use_max = kind != "avg"
     peak_h, peak_w = (_small(x, h), _small(x, w)) if use_max else (mean_h, mean_w)
-    _run(_pool_planes, _pool_rows, x, [x], [mean_h, mean_w, peak_h, peak_w], use_max)
+    _run(_pool_planes, _pool_rows, x, [x], [mean_h, mean_w, peak_h, peak_w], use_max, rows_tasks=_blocks(x, POOL_BLOCK))
     if kind == "avg":
         return mean_h, mean_w, [None, None]
     if kind == "max":
@@ -54,7 +59,8 @@ def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
 def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the gates."""
     grad_h, grad_w = _small(x, x.shape[2]), _small(x, x.shape[3])
-    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], [gate_h, gate_w, grad_h, grad_w])
+    small = [gate_h, gate_w, grad_h, grad_w]
+    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], small, rows_tasks=_blocks(x, BLOCK))
     return grad_h, grad_w
 
 
@@ -75,7 +81,8 @@ def pool_backward(
         grad = torch.zeros_like(x)
     gate_h, gate_w = (x.new_ones(b, c, h), x.new_ones(b, c, w)) if gates is None else gates
     small = [gate_h, gate_w, peak_h, peak_w, grad_h, grad_w]
-    _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, kind != "max", kind != "avg")
+    flags, rows_tasks = (kind != "max", kind != "avg"), _blocks(x, POOL_BLOCK)
+    _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, *flags, rows_tasks=rows_tasks)
     return result
 
 
@@ -86,8 +93,13 @@ def _small(x: Tensor, length: int) -> Tensor:
     return x.new_empty(x.shape[0], length, x.shape[1]).transpose(1, 2)
 
 
+def _blocks(x: Tensor, size: int) -> int:
+    """How many blocks of so many channels there are in all images."""
+    return x.shape[0] * -(-x.shape[1] // size)
+
+
 def _run(
-    planes: Any, rows: Any, x: Tensor, large: list[Tensor], small: list[Tensor], *flags: bool, rows_tasks: int = 0
+    planes: Any, rows: Any, x: Tensor, large: list[Tensor], small: list[Tensor], *flags: bool, rows_tasks: int
 ) -> None:
     if x.numel() == 0:
         return
@@ -97,25 +109,37 @@ def _run(
         arrays = [t.detach().reshape(b * c, h, w).numpy() for t in large]
         arrays += [t.detach().reshape(b * c, -1).contiguous().numpy() for t in small]
     else:
-        kernel = rows
+        kernel, tasks = rows, rows_tasks
         arrays = [t.detach().permute(0, 2, 3, 1).numpy() for t in large]
         arrays += [t.detach().transpose(1, 2).contiguous().numpy() for t in small]
-        tasks = rows_tasks or b * -(-c // BLOCK)
     threads.share_out(lambda first, last: kernel(first, last, *arrays, *flags), tasks, x.numel())
 
 
-@njit(error_model=NUMPY)
-def _shares(ties: Any, grad: Any, every: Any) -> None:
-    """Turn counts of ties into gradient per tie; a maximum that is NaN equals nothing and makes its line NaN."""
-    zero = np.zeros(1, ties.dtype)[0]
-    for j in range(ties.shape[0]):
-        every[j] += zero / ties[j]
-        ties[j] = grad[j] / ties[j]
-
-
-@njit(error_model=NUMPY, fastmath=_SUM | {"nnan"})
 def _max_without_nan(a: Any, b: Any) -> Any:
+    """The larger of two numbers."""
     return a if a > b else b
+
+
+@intrinsic
+def _select_max(_: Any, a: Any, b: Any) -> Any:
+    """The same as a select that is said to see no NaN: LLVM vectorises no other maximum of a row.
+
+    numba's ``fastmath`` says it of the comparison alone.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        flags = ("nnan", "nsz")
+        return builder.select(builder.fcmp_ordered(">", *values, flags=flags), *values, flags=flags)
+
+    return a(a, a), generate
+
+
+@overload(_max_without_nan)
+def _compiled_max(a: Any, b: Any) -> Any:
+    def compiled(a: Any, b: Any) -> Any:
+        return _select_max(a, b)  # type: ignore[call-arg]  # numba passes the first
+
+    return compiled
 
 
 @njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
@@ -160,40 +184,36 @@ def _pool_rows(
     first: int, last: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
 ) -> None:
     _, h, w, c = x.shape
-    blocks = (c + BLOCK - 1) // BLOCK
+    blocks = (c + POOL_BLOCK - 1) // POOL_BLOCK
+    # Of rows, then of columns.
+    sums, tops = np.empty((h + w, POOL_BLOCK), x.dtype), np.empty((h + w, POOL_BLOCK), x.dtype)
     for task in range(first, last):
-        n, start = task // blocks, task % blocks * BLOCK
-        block = slice(start, min(start + BLOCK, c))
-        size = min(BLOCK, c - start)
-        mean_w[n, :, block] = x[n, 0, :, block]
+        n, start = task // blocks, task % blocks * POOL_BLOCK
+        block = slice(start, min(start + POOL_BLOCK, c))
+        size = min(POOL_BLOCK, c - start)
+        sums[:] = 0
+        tops[:] = -np.inf
+        if use_max:  # asked here, not within: the loops would be half as fast
+            for i in range(h):
+                for j in range(w):
+                    values = x[n, i, j, start : start + size]
+                    for k in range(size):
+                        sums[i, k] += values[k]
+                        sums[h + j, k] += values[k]
+                        tops[i, k] = np.maximum(tops[i, k], values[k])
+                        tops[h + j, k] = np.maximum(tops[h + j, k], values[k])
+        else:
+            for i in range(h):
+                for j in range(w):
+                    values = x[n, i, j, start : start + size]
+                    for k in range(size):
+                        sums[i, k] += values[k]
+                        sums[h + j, k] += values[k]
+        mean_h[n, :, block] = sums[:h, :size] / w
+        mean_w[n, :, block] = sums[h:, :size] / h
         if use_max:
-            peak_w[n, :, block] = x[n, 0, :, block]
-        for i in range(h):
-            mean, peak = mean_h[n, i, block], peak_h[n, i, block]
-            mean[:] = x[n, i, 0, block]
-            if use_max:
-                peak[:] = x[n, i, 0, block]
-            for j in range(w):
-                values = x[n, i, j, block]
-                if j > 0:
-                    for k in range(size):
-                        mean[k] += values[k]
-                    if use_max:
-                        for k in range(size):
-                            peak[k] = np.maximum(peak[k], values[k])
-                if i > 0:
-                    column, top = mean_w[n, j, block], peak_w[n, j, block]
-                    for k in range(size):
-                        column[k] += values[k]
-                    if use_max:
-                        for k in range(size):
-                            top[k] = np.maximum(top[k], values[k])
-            for k in range(size):
-                mean[k] /= w
-        for j in range(w):
-            column = mean_w[n, j, block]
-            for k in range(size):
-                column[k] /= h
+            peak_h[n, :, block] = tops[:h, :size]
+            peak_w[n, :, block] = tops[h:, :size]
 
 
 @njit(error_model=NUMPY, cache=True, nogil=True)
@@ -267,38 +287,62 @@ def _pool_backward_planes(
     use_mean: bool, use_max: bool,
 ) -> None:  # fmt: skip
     _, h, w = x.shape
-    # Along the rows and along the columns: what every element gets, and what every maximum gets.
-    every_h, every_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
-    share_h, share_w = np.zeros(h, x.dtype), np.zeros(w, x.dtype)
+    # Short rows do not vectorise. So every row goes on into those below it, up to whole vectors: what is written there
+    # is overwritten in its turn, and only the end of the span is kept to.
+    whole, end = -(-w // LANES) * LANES, last * h * w
+    xs, grads, results = x.reshape(-1), grad.reshape(-1), result.reshape(-1)
     zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
+    height, width = x.dtype.type(h), x.dtype.type(w)  # dividing by an int would go on in float64
+    gates, peaks = np.zeros(whole, x.dtype), np.zeros(whole, x.dtype)
+    # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
+    every_h, every_w = np.zeros(h, x.dtype), np.zeros(whole, x.dtype)
+    share_h, share_w = np.zeros(h, x.dtype), np.zeros(whole, x.dtype)
     for n in range(first, last):
+        for j in range(w):
+            gates[j] = gate_w[n, j]
         if use_mean:
-            every_h[:] = grad_h[n] / w
-            every_w[:] = grad_w[n] / h
+            for i in range(h):
+                every_h[i] = grad_h[n, i] / width
+            for j in range(w):
+                every_w[j] = grad_w[n, j] / height
         else:
             every_h[:] = 0
             every_w[:] = 0
         if use_max:
-            share_w[:] = 0
+            for j in range(w):
+                peaks[j] = peak_w[n, j]
+            for j in range(whole):
+                share_w[j] = zero
             for i in range(h):
+                start = (n * h + i) * w
+                count = min(whole, end - start)
+                values = xs[start : start + count]
                 peak, ties = peak_h[n, i], zero
-                for j in range(w):
-                    v = x[n, i, j]
-                    ties += one if v == peak else zero
-                    share_w[j] += one if v == peak_w[n, j] else zero
+                for j in range(count):
+                    v = values[j]
+                    ties += (one if j < w else zero) if v == peak else zero
+                    share_w[j] += one if v == peaks[j] else zero
                 share_h[i] = ties
-            _shares(share_h, grad_h[n], every_h)
-            _shares(share_w, grad_w[n], every_w)
+            for i in range(h):  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                every_h[i] += zero / share_h[i]
+                share_h[i] = grad_h[n, i] / share_h[i]
+            for j in range(w):
+                every_w[j] += zero / share_w[j]
+                share_w[j] = grad_w[n, j] / share_w[j]
         for i in range(h):
+            start = (n * h + i) * w
+            count = min(whole, end - start)
+            stop = start + count
+            values, above, target = xs[start:stop], grads[start:stop], results[start:stop]
             gate, every, share, peak = gate_h[n, i], every_h[i], share_h[i], peak_h[n, i]
             if use_max:
-                for j in range(w):
-                    v = x[n, i, j]
-                    at_max = (share if v == peak else zero) + (share_w[j] if v == peak_w[n, j] else zero)
-                    result[n, i, j] = grad[n, i, j] * gate * gate_w[n, j] + (every + every_w[j] + at_max)
+                for j in range(count):
+                    v = values[j]
+                    at_max = (share if v == peak else zero) + (share_w[j] if v == peaks[j] else zero)
+                    target[j] = above[j] * gate * gates[j] + (every + every_w[j] + at_max)
             else:
-                for j in range(w):
-                    result[n, i, j] = grad[n, i, j] * gate * gate_w[n, j] + (every + every_w[j])
+                for j in range(count):
+                    target[j] = above[j] * gate * gates[j] + (every + every_w[j])
 
 
 @njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
@@ -308,38 +352,48 @@ def _pool_backward_rows(
     use_mean: bool, use_max: bool,
 ) -> None:  # fmt: skip
     _, h, w, c = x.shape
-    blocks = (c + BLOCK - 1) // BLOCK
+    blocks = (c + POOL_BLOCK - 1) // POOL_BLOCK
+    # Of rows, then of columns: gates and maxima; what every element gets, and what every maximum gets.
+    gates, peaks = np.empty((h + w, POOL_BLOCK), x.dtype), np.empty((h + w, POOL_BLOCK), x.dtype)
+    every, share = np.zeros((h + w, POOL_BLOCK), x.dtype), np.empty((h + w, POOL_BLOCK), x.dtype)
+    zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
+    height, width = x.dtype.type(h), x.dtype.type(w)
     for task in range(first, last):
-        n, start = task // blocks, task % blocks * BLOCK
-        block = slice(start, min(start + BLOCK, c))
-        size = min(BLOCK, c - start)
-        every_h, every_w = np.zeros((h, size), x.dtype), np.zeros((w, size), x.dtype)
-        share_h, share_w = np.zeros((h, size), x.dtype), np.zeros((w, size), x.dtype)
-        zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
-        if use_mean:
-            every_h[:] = grad_h[n, :, block] / w
-            every_w[:] = grad_w[n, :, block] / h
+        n, start = task // blocks, task % blocks * POOL_BLOCK
+        size = min(POOL_BLOCK, c - start)
+        for line in range(h + w):
+            if line < h:
+                gate, peak = gate_h[n, line, start : start + size], peak_h[n, line, start : start + size]
+                grads, length = grad_h[n, line, start : start + size], width
+            else:
+                gate, peak = gate_w[n, line - h, start : start + size], peak_w[n, line - h, start : start + size]
+                grads, length = grad_w[n, line - h, start : start + size], height
+            for k in range(size):
+                gates[line, k] = gate[k]
+                peaks[line, k] = peak[k]
+            for k in range(size):
+                every[line, k] = grads[k] / length if use_mean else zero
+                share[line, k] = zero
         if use_max:
             for i in range(h):
-                peak, ties = peak_h[n, i, block], share_h[i]
                 for j in range(w):
-                    values, top, ties_below = x[n, i, j, block], peak_w[n, j, block], share_w[j]
+                    values = x[n, i, j, start : start + size]
                     for k in range(size):
-                        ties[k] += one if values[k] == peak[k] else zero
-                    for k in range(size):
-                        ties_below[k] += one if values[k] == top[k] else zero
-            for i in range(h):
-                _shares(share_h[i], grad_h[n, i, block], every_h[i])
-            for j in range(w):
-                _shares(share_w[j], grad_w[n, j, block], every_w[j])
-        for i in range(h):
-            gate, peak, every, share = gate_h[n, i, block], peak_h[n, i, block], every_h[i], share_h[i]
-            for j in range(w):
-                values, grads, target = x[n, i, j, block], grad[n, i, j, block], result[n, i, j, block]
-                gates, top, below, share_below = gate_w[n, j, block], peak_w[n, j, block], every_w[j], share_w[j]
+                        share[i, k] += one if values[k] == peaks[i, k] else zero
+                        share[h + j, k] += one if values[k] == peaks[h + j, k] else zero
+            for line in range(h + w):  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                grads = (grad_h[n, line] if line < h else grad_w[n, line - h])[start : start + size]
                 for k in range(size):
-                    target[k] = grads[k] * gate[k] * gates[k] + (every[k] + below[k])
+                    every[line, k] += zero / share[line, k]
+                    share[line, k] = grads[k] / share[line, k]
+        for i in range(h):
+            for j in range(w):
+                values, grads = x[n, i, j, start : start + size], grad[n, i, j, start : start + size]
+                target = result[n, i, j, start : start + size]
+                for k in range(size):
+                    target[k] = grads[k] * gates[i, k] * gates[h + j, k] + (every[i, k] + every[h + j, k])
                 if use_max:  # a loop of its own: LLVM does not vectorise one over more than some eight arrays
                     for k in range(size):
                         v = values[k]
-                        target[k] += (share[k] if v == peak[k] else zero) + (share_below[k] if v == top[k] else zero)
+                        at_max = share[i, k] if v == peaks[i, k] else zero
+                        target[k] += at_max + (share[h + j, k] if v == peaks[h + j, k] else zero)
