@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -190,3 +191,21 @@ def test_work_is_shared_out_once_and_errors_arrive(runtime: str, monkeypatch: py
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels of torch are linked to GNU OpenMP")
 def test_torchs_own_threads_are_found() -> None:
     assert threads._openmp() is not None
+
+
+@pytest.mark.skipif(bool(ops.unavailable()["numba"]), reason="needs numba")
+@pytest.mark.parametrize("columns", [1, 3, 7, 9])
+def test_numba_spans_keep_to_themselves(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backwards(work: Callable[[int, int], object], tasks: int, _: int) -> None:
+        for task in reversed(range(tasks)):  # what a span writes beyond its end is not overwritten
+            work(task, task + 1)
+
+    monkeypatch.setattr(threads, "share_out", backwards)
+    x = torch.randn(2, 3, 4, columns, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for name in ("numba", "plain"):
+        with ops.use(name):
+            pooled_h, pooled_w, handed_on = ops.axis_pool_for_gate(x)
+            y = ops.axis_gate(handed_on, pooled_h, pooled_w)
+        gradients.append(torch.autograd.grad(y.square().sum(), x)[0])
+    torch.testing.assert_close(*gradients)
