@@ -189,14 +189,14 @@ def _pool_rows(
     sums, tops = np.empty((h + w, POOL_BLOCK), x.dtype), np.empty((h + w, POOL_BLOCK), x.dtype)
     for task in range(first, last):
         n, start = task // blocks, task % blocks * POOL_BLOCK
-        block = slice(start, min(start + POOL_BLOCK, c))
         size = min(POOL_BLOCK, c - start)
+        block = slice(start, start + size)
         sums[:] = 0
         tops[:] = -np.inf
         if use_max:  # asked here, not within: the loops would be half as fast
             for i in range(h):
                 for j in range(w):
-                    values = x[n, i, j, start : start + size]
+                    values = x[n, i, j, block]
                     for k in range(size):
                         sums[i, k] += values[k]
                         sums[h + j, k] += values[k]
@@ -205,7 +205,7 @@ def _pool_rows(
         else:
             for i in range(h):
                 for j in range(w):
-                    values = x[n, i, j, start : start + size]
+                    values = x[n, i, j, block]
                     for k in range(size):
                         sums[i, k] += values[k]
                         sums[h + j, k] += values[k]
@@ -265,8 +265,8 @@ def _gate_backward_rows(
     blocks = (c + BLOCK - 1) // BLOCK
     for task in range(first, last):
         n, start = task // blocks, task % blocks * BLOCK
-        block = slice(start, min(start + BLOCK, c))
         size = min(BLOCK, c - start)
+        block = slice(start, start + size)
         grad_h[n, :, block] = 0
         grad_w[n, :, block] = 0
         for i in range(h):
@@ -361,13 +361,14 @@ def _pool_backward_rows(
     for task in range(first, last):
         n, start = task // blocks, task % blocks * POOL_BLOCK
         size = min(POOL_BLOCK, c - start)
+        block = slice(start, start + size)
         for line in range(h + w):
             if line < h:
-                gate, peak = gate_h[n, line, start : start + size], peak_h[n, line, start : start + size]
-                grads, length = grad_h[n, line, start : start + size], width
+                gate, peak = gate_h[n, line, block], peak_h[n, line, block]
+                grads, length = grad_h[n, line, block], width
             else:
-                gate, peak = gate_w[n, line - h, start : start + size], peak_w[n, line - h, start : start + size]
-                grads, length = grad_w[n, line - h, start : start + size], height
+                gate, peak = gate_w[n, line - h, block], peak_w[n, line - h, block]
+                grads, length = grad_w[n, line - h, block], height
             for k in range(size):
                 gates[line, k] = gate[k]
                 peaks[line, k] = peak[k]
@@ -377,19 +378,19 @@ def _pool_backward_rows(
         if use_max:
             for i in range(h):
                 for j in range(w):
-                    values = x[n, i, j, start : start + size]
+                    values = x[n, i, j, block]
                     for k in range(size):
                         share[i, k] += one if values[k] == peaks[i, k] else zero
                         share[h + j, k] += one if values[k] == peaks[h + j, k] else zero
             for line in range(h + w):  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                grads = (grad_h[n, line] if line < h else grad_w[n, line - h])[start : start + size]
+                grads = (grad_h[n, line] if line < h else grad_w[n, line - h])[block]
                 for k in range(size):
                     every[line, k] += zero / share[line, k]
                     share[line, k] = grads[k] / share[line, k]
         for i in range(h):
             for j in range(w):
-                values, grads = x[n, i, j, start : start + size], grad[n, i, j, start : start + size]
-                target = result[n, i, j, start : start + size]
+                values, grads = x[n, i, j, block], grad[n, i, j, block]
+                target = result[n, i, j, block]
                 for k in range(size):
                     target[k] = grads[k] * gates[i, k] * gates[h + j, k] + (every[i, k] + every[h + j, k])
                 if use_max:  # a loop of its own: LLVM does not vectorise one over more than some eight arrays
