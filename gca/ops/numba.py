@@ -3,27 +3,26 @@
 One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
 Compiled on first use for the processor at hand and kept on disk.
 
-The inner loops vectorise: elementwise along columns or channels, and along rows as reductions that may be reordered. So
-they run over slices (``start + k`` could be negative, for all that numba knows, and count from the end), and lines are
-prepared without temporary arrays, which would be allocated for every plane.
+Arrays are flat. Several elements are computed at once, neighbours in memory: columns of a plane, or channels. Where
+their number is no multiple of that, the last vector overlaps the one before; that changes nothing where results are
+written, and in sums what was counted is left out.
 """
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numba import njit
-from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from gca.ops import threads
+from gca.ops.lanes import has_nan, larger, largest, load, spread, store, total, where_equal, without
 
-_SUM = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
-# What x / 0 is: inf or NaN, without the branch that keeps loops scalar.
-NUMPY: Final = "numpy"
-# Channels per task in channels_last: what is kept of 56 rows and columns stays in the first- or second-level cache.
-BLOCK, POOL_BLOCK = 256, 128
-LANES = 8  # elements that are computed at once, if any are
+# x / 0 is inf or NaN; the cache is next to this file, or with the user.
+_compiled: Final = partial(njit, error_model="numpy", cache=True, nogil=True)
+COLUMNS, CHANNELS = (8, 4, 1), (64, 8, 1)  # how many are computed at once, of those that there are
 
 
 def refuses(x: Tensor) -> str | None:
@@ -41,7 +40,7 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     mean_h, mean_w = _small(x, h), _small(x, w)
     use_max = kind != "avg"
     peak_h, peak_w = (_small(x, h), _small(x, w)) if use_max else (mean_h, mean_w)
-    _run(_pool_planes, _pool_rows, x, [x], [mean_h, mean_w, peak_h, peak_w], use_max, rows_tasks=_blocks(x, POOL_BLOCK))
+    _run(_pool_planes, _pool_rows, x, [x], [mean_h, mean_w, peak_h, peak_w], use_max)
     if kind == "avg":
         return mean_h, mean_w, [None, None]
     if kind == "max":
@@ -52,15 +51,14 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
 def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    _run(_gate_planes, _gate_rows, x, [x, y], [gate_h, gate_w], rows_tasks=x.shape[0] * x.shape[2])
+    _run(_gate_planes, _gate_rows, x, [x, y], [gate_h, gate_w], by_row=True)
     return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the gates."""
     grad_h, grad_w = _small(x, x.shape[2]), _small(x, x.shape[3])
-    small = [gate_h, gate_w, grad_h, grad_w]
-    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], small, rows_tasks=_blocks(x, BLOCK))
+    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], [gate_h, gate_w, grad_h, grad_w])
     return grad_h, grad_w
 
 
@@ -81,8 +79,7 @@ def pool_backward(
         grad = torch.zeros_like(x)
     gate_h, gate_w = (x.new_ones(b, c, h), x.new_ones(b, c, w)) if gates is None else gates
     small = [gate_h, gate_w, peak_h, peak_w, grad_h, grad_w]
-    flags, rows_tasks = (kind != "max", kind != "avg"), _blocks(x, POOL_BLOCK)
-    _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, *flags, rows_tasks=rows_tasks)
+    _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, kind != "max", kind != "avg")
     return result
 
 
@@ -93,308 +90,343 @@ def _small(x: Tensor, length: int) -> Tensor:
     return x.new_empty(x.shape[0], length, x.shape[1]).transpose(1, 2)
 
 
-def _blocks(x: Tensor, size: int) -> int:
-    """How many blocks of so many channels there are in all images."""
-    return x.shape[0] * -(-x.shape[1] // size)
+_Loops = Callable[[int], Any]  # compiled for so many elements at once
 
 
 def _run(
-    planes: Any, rows: Any, x: Tensor, large: list[Tensor], small: list[Tensor], *flags: bool, rows_tasks: int
+    planes: _Loops,
+    rows: _Loops,
+    x: Tensor,
+    large: list[Tensor],
+    small: list[Tensor],
+    *flags: bool,
+    by_row: bool = False,
 ) -> None:
     if x.numel() == 0:
         return
     b, c, h, w = x.shape
     if x.is_contiguous():
-        kernel, tasks = planes, b * c
-        arrays = [t.detach().reshape(b * c, h, w).numpy() for t in large]
-        arrays += [t.detach().reshape(b * c, -1).contiguous().numpy() for t in small]
+        loops, tasks, size = planes(_at_once(w, COLUMNS)), b * c, (h, w)
+        arrays = [t.detach().contiguous() for t in large + small]
     else:
-        kernel, tasks = rows, rows_tasks
-        arrays = [t.detach().permute(0, 2, 3, 1).numpy() for t in large]
-        arrays += [t.detach().transpose(1, 2).contiguous().numpy() for t in small]
-    threads.share_out(lambda first, last: kernel(first, last, *arrays, *flags), tasks, x.numel())
+        at_once = _at_once(c, CHANNELS)
+        loops, tasks, size = rows(at_once), b * (h if by_row else -(-c // at_once)), (h, w, c)
+        arrays = [t.detach().permute(0, 2, 3, 1) for t in large]
+        arrays += [t.detach().transpose(1, 2).contiguous() for t in small]
+    flat = [array.view(-1).numpy() for array in arrays]
+    threads.share_out(lambda first, last: loops(first, last, *size, *flat, *flags), tasks, x.numel())
 
 
-def _max_without_nan(a: Any, b: Any) -> Any:
-    """The larger of two numbers."""
-    return a if a > b else b
+def _at_once(length: int, choices: tuple[int, ...]) -> int:
+    return next(choice for choice in choices if choice <= length)
 
 
-@intrinsic
-def _select_max(_: Any, a: Any, b: Any) -> Any:
-    """The same as a select that is said to see no NaN: LLVM vectorises no other maximum of a row.
+@cache
+def _pool_planes(lanes: int) -> Any:
+    @_compiled()
+    def loops(
+        first: int, last: int, h: int, w: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
+    ) -> None:
+        # Vectors of columns: what they have so far. Each has a place of its own, overlap or not: a load from what two
+        # stores wrote has to wait for both.
+        sums, tops = np.empty(w + lanes, x.dtype), np.empty(w + lanes, x.dtype)
+        zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
+        height, width = spread(x.dtype.type(h), lanes), x.dtype.type(w)
+        for n in range(first, last):
+            sums[:] = 0
+            tops[:] = -np.inf
+            for i in range(n * h, n * h + h, 2):  # of all rows, two at a time
+                two = i + 1 < n * h + h
+                total_0 = total_1 = zero
+                top_0 = top_1 = lowest
+                for vector in range(0, w, lanes):
+                    j = min(vector, w - lanes)
+                    v_0 = load(x, i * w + j, lanes)
+                    v_1 = load(x, (i + 1) * w + j, lanes) if two else zero
+                    store(sums, vector, load(sums, vector, lanes) + (v_0 + v_1))
+                    if use_max:
+                        top_0 = larger(v_0, top_0)
+                        top = larger(v_0, load(tops, vector, lanes))
+                        if two:
+                            top_1 = larger(v_1, top_1)
+                            top = larger(v_1, top)
+                        store(tops, vector, top)
+                    if j < vector:
+                        v_0, v_1 = without(v_0, vector - j), without(v_1, vector - j)
+                    total_0, total_1 = total_0 + v_0, total_1 + v_1
+                mean_h[i] = total(total_0) / width
+                if two:
+                    mean_h[i + 1] = total(total_1) / width
+                if use_max:
+                    peak_h[i] = largest(top_0)
+                    if two:
+                        peak_h[i + 1] = largest(top_1)
+            nan = False
+            for vector in range(0, w, lanes):
+                j, column = n * w + min(vector, w - lanes), load(sums, vector, lanes)
+                store(mean_w, j, column / height)
+                if use_max:
+                    store(peak_w, j, load(tops, vector, lanes))
+                    nan |= has_nan(column)
+            if nan:  # a line with a NaN has a NaN sum: only then look at it closely
+                plane = x[n * h * w : (n + 1) * h * w].reshape(h, w)
+                for i in range(h):
+                    peak_h[n * h + i] = np.max(plane[i])
+                for j in range(w):
+                    peak_w[n * w + j] = np.max(plane[:, j])
 
-    numba's ``fastmath`` says it of the comparison alone.
-    """
-
-    def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        flags = ("nnan", "nsz")
-        return builder.select(builder.fcmp_ordered(">", *values, flags=flags), *values, flags=flags)
-
-    return a(a, a), generate
+    return loops
 
 
-@overload(_max_without_nan)
-def _compiled_max(a: Any, b: Any) -> Any:
-    def compiled(a: Any, b: Any) -> Any:
-        return _select_max(a, b)  # type: ignore[call-arg]  # numba passes the first
+@cache
+def _pool_rows(lanes: int) -> Any:
+    @_compiled()
+    def loops(
+        first: int, last: int, h: int, w: int, c: int,
+        x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool,
+    ) -> None:  # fmt: skip
+        sums, tops = np.empty(w * lanes, x.dtype), np.empty(w * lanes, x.dtype)  # of columns
+        zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
+        height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
+        vectors = -(-c // lanes)
+        for task in range(first, last):
+            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+            sums[:] = 0
+            tops[:] = -np.inf
+            for i in range(n * h, n * h + h):
+                row, top = zero, lowest
+                for j in range(w):
+                    v = load(x, (i * w + j) * c + k, lanes)
+                    row = row + v
+                    store(sums, j * lanes, load(sums, j * lanes, lanes) + v)
+                    if use_max:
+                        top = larger(v, top)
+                        store(tops, j * lanes, larger(v, load(tops, j * lanes, lanes)))
+                store(mean_h, i * c + k, row / width)
+                if use_max:
+                    store(peak_h, i * c + k, top)
+            nan = False
+            for j in range(w):
+                column = load(sums, j * lanes, lanes)
+                store(mean_w, (n * w + j) * c + k, column / height)
+                if use_max:
+                    store(peak_w, (n * w + j) * c + k, load(tops, j * lanes, lanes))
+                    nan |= has_nan(column)
+            if nan:
+                image = x[n * h * w * c : (n + 1) * h * w * c].reshape(h, w, c)
+                for channel in range(k, k + lanes):
+                    for i in range(h):
+                        peak_h[(n * h + i) * c + channel] = np.max(image[i, :, channel])
+                    for j in range(w):
+                        peak_w[(n * w + j) * c + channel] = np.max(image[:, j, channel])
 
-    return compiled
+    return loops
 
 
-@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
-def _pool_planes(
-    first: int, last: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
-) -> None:
-    _, h, w = x.shape
-    sums, tops = np.empty(w, x.dtype), np.empty(w, x.dtype)
-    zero = np.zeros(1, x.dtype)[0]
-    for n in range(first, last):
-        sums[:] = 0
-        tops[:] = -np.inf
-        for i in range(h):
-            total, peak = zero, x[n, i, 0]
+@cache
+def _gate_planes(lanes: int) -> Any:
+    @_compiled()
+    def loops(first: int, last: int, h: int, w: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
+        for n in range(first, last):
+            for i in range(n * h, n * h + h):
+                row = spread(gate_h[i], lanes)
+                for vector in range(0, w, lanes):
+                    j = min(vector, w - lanes)
+                    store(y, i * w + j, load(x, i * w + j, lanes) * row * load(gate_w, n * w + j, lanes))
+
+    return loops
+
+
+@cache
+def _gate_rows(lanes: int) -> Any:
+    @_compiled()
+    def loops(first: int, last: int, h: int, w: int, c: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
+        for row in range(first, last):  # of all rows: whole ones, in the order of memory
+            for j in range(w):
+                for vector in range(0, c, lanes):
+                    k = min(vector, c - lanes)
+                    at = (row * w + j) * c + k
+                    gates = load(gate_h, row * c + k, lanes) * load(gate_w, (row // h * w + j) * c + k, lanes)
+                    store(y, at, load(x, at, lanes) * gates)
+
+    return loops
+
+
+@cache
+def _gate_backward_planes(lanes: int) -> Any:
+    @_compiled()
+    def loops(
+        first: int, last: int, h: int, w: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
+    ) -> None:
+        sums = np.empty(w + lanes, x.dtype)
+        zero = spread(x.dtype.type(0), lanes)
+        for n in range(first, last):
+            sums[:] = 0
+            for i in range(n * h, n * h + h, 2):
+                two = i + 1 < n * h + h
+                row_0 = row_1 = zero
+                gate_0 = spread(gate_h[i], lanes)
+                gate_1 = spread(gate_h[i + 1], lanes) if two else zero
+                for vector in range(0, w, lanes):
+                    j = min(vector, w - lanes)
+                    gate = load(gate_w, n * w + j, lanes)
+                    product_0 = load(grad, i * w + j, lanes) * load(x, i * w + j, lanes)
+                    product_1 = load(grad, i * w + w + j, lanes) * load(x, i * w + w + j, lanes) if two else zero
+                    store(sums, vector, load(sums, vector, lanes) + (product_0 * gate_0 + product_1 * gate_1))
+                    product_0, product_1 = product_0 * gate, product_1 * gate
+                    if j < vector:
+                        product_0, product_1 = without(product_0, vector - j), without(product_1, vector - j)
+                    row_0, row_1 = row_0 + product_0, row_1 + product_1
+                grad_h[i] = total(row_0)
+                if two:
+                    grad_h[i + 1] = total(row_1)
+            for vector in range(0, w, lanes):
+                store(grad_w, n * w + min(vector, w - lanes), load(sums, vector, lanes))
+
+    return loops
+
+
+@cache
+def _gate_backward_rows(lanes: int) -> Any:
+    @_compiled()
+    def loops(
+        first: int, last: int, h: int, w: int, c: int,
+        grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any,
+    ) -> None:  # fmt: skip
+        sums = np.empty(w * lanes, x.dtype)
+        zero = spread(x.dtype.type(0), lanes)
+        vectors = -(-c // lanes)
+        for task in range(first, last):
+            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+            sums[:] = 0
+            for i in range(n * h, n * h + h):
+                gate, row = load(gate_h, i * c + k, lanes), zero
+                for j in range(w):
+                    at = (i * w + j) * c + k
+                    product = load(grad, at, lanes) * load(x, at, lanes)
+                    row = row + product * load(gate_w, (n * w + j) * c + k, lanes)
+                    store(sums, j * lanes, load(sums, j * lanes, lanes) + product * gate)
+                store(grad_h, i * c + k, row)
+            for j in range(w):
+                store(grad_w, (n * w + j) * c + k, load(sums, j * lanes, lanes))
+
+    return loops
+
+
+@cache
+def _pool_backward_planes(lanes: int) -> Any:
+    @_compiled()
+    def loops(
+        first: int, last: int, h: int, w: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
+        peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+        use_mean: bool, use_max: bool,
+    ) -> None:  # fmt: skip
+        # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
+        every_h, share_h = np.zeros(h, x.dtype), np.zeros(h, x.dtype)
+        every_w, share_w = np.zeros(w + lanes, x.dtype), np.zeros(w + lanes, x.dtype)
+        zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
+        nothing, height, width = x.dtype.type(0), spread(x.dtype.type(h), lanes), x.dtype.type(w)
+        for n in range(first, last):
+            share_w[:] = 0
             if use_max:
-                for j in range(w):
-                    v = x[n, i, j]
-                    total += v
-                    sums[j] += v
-                    peak = _max_without_nan(peak, v)
-                    tops[j] = _max_without_nan(tops[j], v)
-                peak_h[n, i] = peak
-            else:
-                for j in range(w):
-                    total += x[n, i, j]
-                    sums[j] += x[n, i, j]
-            mean_h[n, i] = total / w
-        for j in range(w):
-            mean_w[n, j] = sums[j] / h
-        if use_max:
-            peak_w[n, :] = tops
-            for i in range(h):  # a line with a NaN has a NaN sum: only then look at it closely
-                if mean_h[n, i] != mean_h[n, i]:
-                    peak_h[n, i] = np.max(x[n, i])
-            for j in range(w):
-                if sums[j] != sums[j]:
-                    peak_w[n, j] = np.max(x[n, :, j])
-
-
-@njit(error_model=NUMPY, cache=True, nogil=True)
-def _pool_rows(
-    first: int, last: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
-) -> None:
-    _, h, w, c = x.shape
-    blocks = (c + POOL_BLOCK - 1) // POOL_BLOCK
-    # Of rows, then of columns.
-    sums, tops = np.empty((h + w, POOL_BLOCK), x.dtype), np.empty((h + w, POOL_BLOCK), x.dtype)
-    for task in range(first, last):
-        n, start = task // blocks, task % blocks * POOL_BLOCK
-        size = min(POOL_BLOCK, c - start)
-        block = slice(start, start + size)
-        sums[:] = 0
-        tops[:] = -np.inf
-        if use_max:  # asked here, not within: the loops would be half as fast
+                for i in range(h):
+                    peak, ties = spread(peak_h[n * h + i], lanes), zero
+                    for vector in range(0, w, lanes):
+                        j = min(vector, w - lanes)
+                        v = load(x, (n * h + i) * w + j, lanes)
+                        tie = where_equal(v, load(peak_w, n * w + j, lanes), one)
+                        store(share_w, vector, load(share_w, vector, lanes) + tie)
+                        tie = where_equal(v, peak, one)
+                        ties = ties + (without(tie, vector - j) if j < vector else tie)
+                    share_h[i] = total(ties)
             for i in range(h):
-                for j in range(w):
-                    values = x[n, i, j, block]
-                    for k in range(size):
-                        sums[i, k] += values[k]
-                        sums[h + j, k] += values[k]
-                        tops[i, k] = np.maximum(tops[i, k], values[k])
-                        tops[h + j, k] = np.maximum(tops[h + j, k], values[k])
-        else:
+                every_h[i] = grad_h[n * h + i] / width if use_mean else nothing
+                if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                    every_h[i] += nothing / share_h[i]
+                    share_h[i] = grad_h[n * h + i] / share_h[i]
+            for vector in range(0, w, lanes):
+                grads = load(grad_w, n * w + min(vector, w - lanes), lanes)
+                every = grads / height if use_mean else zero
+                if use_max:
+                    ties = load(share_w, vector, lanes)
+                    every = every + zero / ties
+                    store(share_w, vector, grads / ties)
+                store(every_w, vector, every)
             for i in range(h):
-                for j in range(w):
-                    values = x[n, i, j, block]
-                    for k in range(size):
-                        sums[i, k] += values[k]
-                        sums[h + j, k] += values[k]
-        mean_h[n, :, block] = sums[:h, :size] / w
-        mean_w[n, :, block] = sums[h:, :size] / h
-        if use_max:
-            peak_h[n, :, block] = tops[:h, :size]
-            peak_w[n, :, block] = tops[h:, :size]
+                at = n * h + i
+                gate, peak = spread(gate_h[at], lanes), spread(peak_h[at], lanes)
+                every, share = spread(every_h[i], lanes), spread(share_h[i], lanes)
+                for vector in range(0, w, lanes):
+                    j = min(vector, w - lanes)
+                    above = load(grad, at * w + j, lanes) * gate * load(gate_w, n * w + j, lanes)
+                    value = above + (every + load(every_w, vector, lanes))
+                    if use_max:
+                        v = load(x, at * w + j, lanes)
+                        at_max = where_equal(v, load(peak_w, n * w + j, lanes), load(share_w, vector, lanes))
+                        value = value + (where_equal(v, peak, share) + at_max)
+                    store(result, at * w + j, value)
+
+    return loops
 
 
-@njit(error_model=NUMPY, cache=True, nogil=True)
-def _gate_planes(first: int, last: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
-    _, h, w = x.shape
-    for n in range(first, last):
-        for i in range(h):
-            row = gate_h[n, i]
+@cache
+def _pool_backward_rows(lanes: int) -> Any:
+    @_compiled()
+    def loops(
+        first: int, last: int, h: int, w: int, c: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
+        peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+        use_mean: bool, use_max: bool,
+    ) -> None:  # fmt: skip
+        # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
+        every_h, share_h = np.empty(h * lanes, x.dtype), np.zeros(h * lanes, x.dtype)
+        every_w, share_w = np.empty(w * lanes, x.dtype), np.zeros(w * lanes, x.dtype)
+        gates, peaks = np.empty(w * lanes, x.dtype), np.empty(w * lanes, x.dtype)  # of columns, side by side
+        zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
+        height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
+        vectors = -(-c // lanes)
+        for task in range(first, last):
+            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
             for j in range(w):
-                y[n, i, j] = x[n, i, j] * row * gate_w[n, j]
-
-
-@njit(error_model=NUMPY, cache=True, nogil=True)
-def _gate_rows(first: int, last: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
-    _, h, w, c = x.shape
-    for task in range(first, last):
-        n, i = task // h, task % h
-        row = gate_h[n, i]
-        for j in range(w):
-            source, target, column = x[n, i, j], y[n, i, j], gate_w[n, j]
-            for k in range(c):
-                target[k] = source[k] * row[k] * column[k]
-
-
-@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
-def _gate_backward_planes(
-    first: int, last: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
-) -> None:
-    _, h, w = x.shape
-    below = np.empty(w, x.dtype)
-    zero = np.zeros(1, x.dtype)[0]
-    for n in range(first, last):
-        below[:] = 0
-        for i in range(h):
-            row, total = gate_h[n, i], zero
-            for j in range(w):
-                product = grad[n, i, j] * x[n, i, j]
-                total += product * gate_w[n, j]
-                below[j] += product * row
-            grad_h[n, i] = total
-        grad_w[n, :] = below
-
-
-@njit(error_model=NUMPY, cache=True, nogil=True)
-def _gate_backward_rows(
-    first: int, last: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
-) -> None:
-    _, h, w, c = x.shape
-    blocks = (c + BLOCK - 1) // BLOCK
-    for task in range(first, last):
-        n, start = task // blocks, task % blocks * BLOCK
-        size = min(BLOCK, c - start)
-        block = slice(start, start + size)
-        grad_h[n, :, block] = 0
-        grad_w[n, :, block] = 0
-        for i in range(h):
-            row, total = gate_h[n, i, block], grad_h[n, i, block]
-            for j in range(w):
-                grads, values = grad[n, i, j, block], x[n, i, j, block]
-                column, below = gate_w[n, j, block], grad_w[n, j, block]
-                for k in range(size):
-                    product = grads[k] * values[k]
-                    total[k] += product * column[k]
-                    below[k] += product * row[k]
-
-
-@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
-def _pool_backward_planes(
-    first: int, last: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
-    peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
-    use_mean: bool, use_max: bool,
-) -> None:  # fmt: skip
-    _, h, w = x.shape
-    # Short rows do not vectorise. So every row goes on into those below it, up to whole vectors: what is written there
-    # is overwritten in its turn, and only the end of the span is kept to.
-    whole, end = -(-w // LANES) * LANES, last * h * w
-    xs, grads, results = x.reshape(-1), grad.reshape(-1), result.reshape(-1)
-    zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
-    height, width = x.dtype.type(h), x.dtype.type(w)  # dividing by an int would go on in float64
-    gates, peaks = np.zeros(whole, x.dtype), np.zeros(whole, x.dtype)
-    # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
-    every_h, every_w = np.zeros(h, x.dtype), np.zeros(whole, x.dtype)
-    share_h, share_w = np.zeros(h, x.dtype), np.zeros(whole, x.dtype)
-    for n in range(first, last):
-        for j in range(w):
-            gates[j] = gate_w[n, j]
-        if use_mean:
-            for i in range(h):
-                every_h[i] = grad_h[n, i] / width
-            for j in range(w):
-                every_w[j] = grad_w[n, j] / height
-        else:
-            every_h[:] = 0
-            every_w[:] = 0
-        if use_max:
-            for j in range(w):
-                peaks[j] = peak_w[n, j]
-            for j in range(whole):
-                share_w[j] = zero
-            for i in range(h):
-                start = (n * h + i) * w
-                count = min(whole, end - start)
-                values = xs[start : start + count]
-                peak, ties = peak_h[n, i], zero
-                for j in range(count):
-                    v = values[j]
-                    ties += (one if j < w else zero) if v == peak else zero
-                    share_w[j] += one if v == peaks[j] else zero
-                share_h[i] = ties
-            for i in range(h):  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                every_h[i] += zero / share_h[i]
-                share_h[i] = grad_h[n, i] / share_h[i]
-            for j in range(w):
-                every_w[j] += zero / share_w[j]
-                share_w[j] = grad_w[n, j] / share_w[j]
-        for i in range(h):
-            start = (n * h + i) * w
-            count = min(whole, end - start)
-            stop = start + count
-            values, above, target = xs[start:stop], grads[start:stop], results[start:stop]
-            gate, every, share, peak = gate_h[n, i], every_h[i], share_h[i], peak_h[n, i]
+                store(gates, j * lanes, load(gate_w, (n * w + j) * c + k, lanes))
+                store(peaks, j * lanes, load(peak_w, (n * w + j) * c + k, lanes))
+                store(share_w, j * lanes, zero)
             if use_max:
-                for j in range(count):
-                    v = values[j]
-                    at_max = (share if v == peak else zero) + (share_w[j] if v == peaks[j] else zero)
-                    target[j] = above[j] * gate * gates[j] + (every + every_w[j] + at_max)
-            else:
-                for j in range(count):
-                    target[j] = above[j] * gate * gates[j] + (every + every_w[j])
-
-
-@njit(error_model=NUMPY, cache=True, nogil=True, fastmath=_SUM)
-def _pool_backward_rows(
-    first: int, last: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
-    peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
-    use_mean: bool, use_max: bool,
-) -> None:  # fmt: skip
-    _, h, w, c = x.shape
-    blocks = (c + POOL_BLOCK - 1) // POOL_BLOCK
-    # Of rows, then of columns: gates and maxima; what every element gets, and what every maximum gets.
-    gates, peaks = np.empty((h + w, POOL_BLOCK), x.dtype), np.empty((h + w, POOL_BLOCK), x.dtype)
-    every, share = np.zeros((h + w, POOL_BLOCK), x.dtype), np.empty((h + w, POOL_BLOCK), x.dtype)
-    zero, one = np.zeros(1, x.dtype)[0], np.ones(1, x.dtype)[0]
-    height, width = x.dtype.type(h), x.dtype.type(w)
-    for task in range(first, last):
-        n, start = task // blocks, task % blocks * POOL_BLOCK
-        size = min(POOL_BLOCK, c - start)
-        block = slice(start, start + size)
-        for line in range(h + w):
-            if line < h:
-                gate, peak = gate_h[n, line, block], peak_h[n, line, block]
-                grads, length = grad_h[n, line, block], width
-            else:
-                gate, peak = gate_w[n, line - h, block], peak_w[n, line - h, block]
-                grads, length = grad_w[n, line - h, block], height
-            for k in range(size):
-                gates[line, k] = gate[k]
-                peaks[line, k] = peak[k]
-            for k in range(size):
-                every[line, k] = grads[k] / length if use_mean else zero
-                share[line, k] = zero
-        if use_max:
+                for i in range(h):
+                    peak, ties = load(peak_h, (n * h + i) * c + k, lanes), zero
+                    for j in range(w):
+                        v = load(x, ((n * h + i) * w + j) * c + k, lanes)
+                        ties = ties + where_equal(v, peak, one)
+                        tie = where_equal(v, load(peaks, j * lanes, lanes), one)
+                        store(share_w, j * lanes, load(share_w, j * lanes, lanes) + tie)
+                    store(share_h, i * lanes, ties)
             for i in range(h):
-                for j in range(w):
-                    values = x[n, i, j, block]
-                    for k in range(size):
-                        share[i, k] += one if values[k] == peaks[i, k] else zero
-                        share[h + j, k] += one if values[k] == peaks[h + j, k] else zero
-            for line in range(h + w):  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                grads = (grad_h[n, line] if line < h else grad_w[n, line - h])[block]
-                for k in range(size):
-                    every[line, k] += zero / share[line, k]
-                    share[line, k] = grads[k] / share[line, k]
-        for i in range(h):
+                grads = load(grad_h, (n * h + i) * c + k, lanes)
+                every = grads / width if use_mean else zero
+                if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                    ties = load(share_h, i * lanes, lanes)
+                    every = every + zero / ties
+                    store(share_h, i * lanes, grads / ties)
+                store(every_h, i * lanes, every)
             for j in range(w):
-                values, grads = x[n, i, j, block], grad[n, i, j, block]
-                target = result[n, i, j, block]
-                for k in range(size):
-                    target[k] = grads[k] * gates[i, k] * gates[h + j, k] + (every[i, k] + every[h + j, k])
-                if use_max:  # a loop of its own: LLVM does not vectorise one over more than some eight arrays
-                    for k in range(size):
-                        v = values[k]
-                        at_max = share[i, k] if v == peaks[i, k] else zero
-                        target[k] += at_max + (share[h + j, k] if v == peaks[h + j, k] else zero)
+                grads = load(grad_w, (n * w + j) * c + k, lanes)
+                every = grads / height if use_mean else zero
+                if use_max:
+                    ties = load(share_w, j * lanes, lanes)
+                    every = every + zero / ties
+                    store(share_w, j * lanes, grads / ties)
+                store(every_w, j * lanes, every)
+            for i in range(h):
+                line = (n * h + i) * c + k
+                gate, peak = load(gate_h, line, lanes), load(peak_h, line, lanes)
+                every, share = load(every_h, i * lanes, lanes), load(share_h, i * lanes, lanes)
+                for j in range(w):
+                    at = ((n * h + i) * w + j) * c + k
+                    above = load(grad, at, lanes) * gate * load(gates, j * lanes, lanes)
+                    value = above + (every + load(every_w, j * lanes, lanes))
+                    if use_max:
+                        v = load(x, at, lanes)
+                        at_max = where_equal(v, load(peaks, j * lanes, lanes), load(share_w, j * lanes, lanes))
+                        value = value + (where_equal(v, peak, share) + at_max)
+                    store(result, at, value)
+
+    return loops
