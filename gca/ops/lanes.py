@@ -4,9 +4,10 @@ Whether a loop over single elements is turned into such vectors is up to the com
 short rows or several arrays, and differs between versions. A loop over lanes is what it says. LLVM maps a vector to the
 registers of the processor, several where it is wider than one.
 
-Every function says in numpy what it computes, which is what runs where numba does not compile, and then builds the
-instructions. ``a + b``, ``a * b`` and ``a / b`` work lane by lane. There is no bounds check. (Kernels that numba keeps on
-disk do not notice a change of this file; remove them after one.)
+Every function says in numpy what it computes, which is what runs where numba is told not to compile, and then builds
+the instructions. ``a + b``, ``a * b`` and ``a / b`` work lane by lane. There is no bounds check.
+
+Whoever changes this file has to remove the kernels in ``__pycache__``: numba keeps them and does not notice.
 """
 
 import operator
@@ -32,12 +33,14 @@ class Lanes(types.Type):
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: Lanes) -> None:
-        super().__init__(manager, lanes, ir.VectorType(manager.lookup(lanes.dtype).get_value_type(), lanes.count))
+        vector = ir.VectorType(manager.lookup(lanes.dtype).get_value_type(), lanes.count)
+        super().__init__(manager, lanes, vector)  # type: ignore[no-untyped-call]
 
 
 def _computes(meaning: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """An intrinsic of numba, and ``meaning`` where numba is told not to compile."""
-    return lambda typed: meaning if config.DISABLE_JIT else intrinsic(prefer_literal=True)(typed)
+    """An intrinsic of numba, or ``meaning`` where numba is told not to compile."""
+    as_python: bool = config.DISABLE_JIT  # type: ignore[attr-defined]
+    return lambda typed: meaning if as_python else intrinsic(prefer_literal=True)(typed)
 
 
 @_computes(lambda array, start, count: array[start : start + count].copy())

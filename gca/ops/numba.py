@@ -4,8 +4,8 @@ One pass over ``x`` computes all four pools, one pass gates, and the backward pa
 Compiled on first use for the processor at hand and kept on disk.
 
 Arrays are flat. Several elements are computed at once, neighbours in memory: columns of a plane, or channels. Where
-their number is no multiple of that, the last vector overlaps the one before; that changes nothing where results are
-written, and in sums what was counted is left out.
+their number is no multiple of that, the last vector overlaps the one before. What is written twice is the same both
+times, even by two threads; from sums of a row what was counted is left out.
 """
 
 from collections.abc import Callable
@@ -105,6 +105,7 @@ def _run(
     if x.numel() == 0:
         return
     b, c, h, w = x.shape
+    size: tuple[int, ...]
     if x.is_contiguous():
         loops, tasks, size = planes(_at_once(w, COLUMNS)), b * c, (h, w)
         arrays = [t.detach().contiguous() for t in large + small]
@@ -127,15 +128,15 @@ def _pool_planes(lanes: int) -> Any:
     def loops(
         first: int, last: int, h: int, w: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
     ) -> None:
-        # Vectors of columns: what they have so far. Each has a place of its own, overlap or not: a load from what two
-        # stores wrote has to wait for both.
+        # What columns have so far, vector by vector. Even where these overlap, each has a place of its own: a load from
+        # what two stores wrote has to wait for both. Rows go in twos, to wait half as often.
         sums, tops = np.empty(w + lanes, x.dtype), np.empty(w + lanes, x.dtype)
         zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
         height, width = spread(x.dtype.type(h), lanes), x.dtype.type(w)
         for n in range(first, last):
             sums[:] = 0
             tops[:] = -np.inf
-            for i in range(n * h, n * h + h, 2):  # of all rows, two at a time
+            for i in range(n * h, n * h + h, 2):  # of all rows
                 two = i + 1 < n * h + h
                 total_0 = total_1 = zero
                 top_0 = top_1 = lowest

@@ -17,14 +17,14 @@ TRITON = {"TRITON_INTERPRET": "1"}
 NUMBA = {"NUMBA_DISABLE_JIT": "1"}
 
 
-def run_test_ops(environment: dict[str, str], which: str) -> None:
+def run_tests(environment: dict[str, str], which: str, *files: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which]
     if coverage.Coverage.current():  # counted into the same result
         command[2:3] = ["coverage", "run", "--parallel-mode", "-m", "pytest"]
     command += ["-W", "ignore::RuntimeWarning:gca.ops.numba"]  # numpy warns of the x / 0 that the loops mean
     command += ["-W", "ignore::RuntimeWarning:triton.runtime.interpreter"]  # likewise
     command += ["-W", "ignore:Conversion of an array with ndim > 0:DeprecationWarning"]  # interpreter of triton 3.4
-    command.append(str(Path(__file__).with_name("test_ops.py")))
+    command += [str(Path(__file__).with_name(file)) for file in files]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, env=os.environ | environment, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:]
@@ -46,12 +46,13 @@ def run_test_ops(environment: dict[str, str], which: str) -> None:
     ids=["some", "all"],
 )
 def test_triton(which: str) -> None:
-    run_test_ops(TRITON, which)
+    run_tests(TRITON, which, "test_ops.py")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")
 def test_numba() -> None:
-    run_test_ops(NUMBA, "numba and not strided and not transposed and (size0 or ties or asked_for)")
+    which = "lane or numba and not strided and not transposed and (size0 or ties or asked_for)"
+    run_tests(NUMBA, which, "test_lanes.py", "test_ops.py")
 
 
 def test_triton_refuses_images_beyond_its_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
