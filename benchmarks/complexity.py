@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import gca
 from gca import ops
 from plots import plot_complexity
-from timing import Row, add_options, interleave, machine, save, show
+from timing import Row, add_options, interleave, machine, save, set_up, show
 
 try:
     with warnings.catch_warnings():
@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the images (default: %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    set_up(options.threads)
     rows, layers = measure(options)
     add_overheads(rows)
     setting = {key: getattr(options, key) for key in PAPER["setting"]}

@@ -25,7 +25,18 @@ import gca
 from gca import ops
 from literal import LiteralGCA, literal_gate, literal_pool
 from plots import plot_layers
-from timing import Row, add_options, exact_convolutions, geometric_mean, interleave, machine, peak_bytes, save, show
+from timing import (
+    Row,
+    add_options,
+    exact_convolutions,
+    geometric_mean,
+    interleave,
+    machine,
+    peak_bytes,
+    save,
+    set_up,
+    show,
+)
 
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -224,7 +235,7 @@ def main() -> None:
     parser.add_argument("--graphs", action="store_true", help="replay CUDA graphs instead of launching from Python")
     options = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    set_up(options.threads)
     device = torch.device(options.device)
     where = machine(device)
     rows: list[Row] = []

@@ -19,7 +19,7 @@ import gca
 from gca import ops
 from literal import LiteralGCA
 from plots import plot_models
-from timing import Row, add_options, exact_convolutions, interleave, machine, peak_bytes, save, show
+from timing import Row, add_options, exact_convolutions, interleave, machine, peak_bytes, save, set_up, show
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: timm.create_model("resnet50"),
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=["eager"], choices=RUNS, help="default: %(default)s")
     parser.add_argument("--autocast", action="store_true", help="in bfloat16 where autocast allows")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_up(options.threads)
     where = machine(torch.device(options.device))
     images = torch.empty(options.batch, 256, options.size // 4, options.size // 4, device=options.device)
     where["implementation"] = ops.chosen(images)  # in the first stage

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import ctypes
 import gc
 import json
 import math
@@ -25,6 +26,24 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 Row = dict[str, Any]
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def set_up(threads: int) -> None:
+    """So many CPU threads, and memory that stays with the process once it is freed.
+
+    glibc hands freed memory back to the system at times that depend on all that was allocated before. Whoever is then
+    given fresh pages takes up to four times as long, and chance would decide between contenders.
+    """
+    torch.set_num_threads(threads)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that it takes
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def synchronize(device: torch.device) -> None:
