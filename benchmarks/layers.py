@@ -50,15 +50,15 @@ def fast(device: torch.device) -> list[str]:
     return [name for name in names if ops.unavailable()[name] is None]
 
 
-def literal_ops(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
+def literal_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
     """Both operations, as the equations stand."""
-    return *literal_pool(x), literal_gate(x, gate_h, gate_w)
+    return torch.cat(literal_pool(x), dim=2), literal_gate(x, *torch.split(gates, list(x.shape[2:]), dim=2))
 
 
-def linked_ops(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
+def linked_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
     """Both operations, as the layers call them."""
-    pooled_h, pooled_w, x = ops.axis_pool_for_gate(x)
-    return pooled_h, pooled_w, ops.axis_gate(x, gate_h, gate_w)
+    pooled, x = ops.pool_lines(x)
+    return pooled, ops.gate_lines(x, gates)
 
 
 def with_choice(name: str | None, call: Call) -> Call:
@@ -87,17 +87,17 @@ def forward_and_both(function: Function, inputs: list[Tensor], grads: list[Tenso
 def ops_contenders(x: Tensor, literal_x: Tensor) -> Iterator[tuple[str, Call, Call]]:
     """Name, forward and forward + backward of the two operations."""
     b, c, h, w = x.shape
-    gates = [torch.rand(b, c, n, device=x.device, dtype=x.dtype) for n in (h, w)]
-    grads = [*map(torch.randn_like, gates), torch.randn_like(x)]
-    expected = [*ops.reference.axis_pool(x.double()), ops.reference.axis_gate(x.double(), *(g.double() for g in gates))]
-    leaves = [g.requires_grad_() for g in gates]
+    gates = torch.rand(b, c, h + w, device=x.device, dtype=x.dtype).requires_grad_()
+    grads = [torch.randn_like(gates), torch.randn_like(x)]
+    with ops.use("reference"):
+        expected = [t.detach() for t in linked_ops(x.double(), gates.double())]
     for name in ("literal", *fast(x.device)):
         function = literal_ops if name == "literal" else linked_ops
         choice = None if name == "literal" else name
-        inputs = [(literal_x if name == "literal" else x).detach().requires_grad_(), *leaves]
+        inputs = [(literal_x if name == "literal" else x).detach().requires_grad_(), gates]
         with ops.use(choice):
             check(name, function(*inputs), expected)
-        outputs = [*grads[:2], grads[2].contiguous() if name == "literal" else grads[2]]
+        outputs = [grads[0], grads[1].contiguous() if name == "literal" else grads[1]]
         forward, both = forward_and_both(function, inputs, outputs)
         yield f"ops {name}", with_choice(choice, forward), with_choice(choice, both)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.ops import axis_gate, axis_pool_for_gate
+from gca.ops import gate_lines, pool_lines
 
 
 class CoordinateAttention(GatedLayer):
@@ -74,12 +74,10 @@ class CoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        pooled_h, pooled_w, x = axis_pool_for_gate(x, "avg")
-        f = torch.cat((pooled_h, pooled_w), dim=2).unsqueeze(3)  # (B, C, H+W, 1)
-        f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f))), [h, w], dim=2)
-        gate_h = self.gate(self.conv_h(f_h)).squeeze(3)  # (B, C, H)
-        gate_w = self.gate(self.conv_w(f_w)).squeeze(3)  # (B, C, W)
-        return axis_gate(x, gate_h, gate_w)
+        f, x = pool_lines(x, "avg")  # (B, C, H+W)
+        f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f.unsqueeze(3)))), [h, w], dim=2)
+        gates = self.gate(torch.cat((self.conv_h(f_h), self.conv_w(f_w)), dim=2))
+        return gate_lines(x, gates.squeeze(3))
 
     def extra_repr(self) -> str:
         return f"{self.channels}, reduction={self.reduction}, identity_init={self.identity_init}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.ops import POOLS, axis_gate, axis_pool_for_gate
+from gca.ops import POOLS, gate_lines, pool_lines
 
 
 class GroupedCoordinateAttention(GatedLayer):
@@ -101,13 +101,11 @@ class GroupedCoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        pooled_h, pooled_w, x = axis_pool_for_gate(x, self.pool)
-        f = torch.cat((pooled_h, pooled_w), dim=2).unsqueeze(3)  # (B, C, H+W, 1)
+        f, x = pool_lines(x, self.pool)  # (B, C, H+W)
         if self.share_groups:
-            f = f.reshape(b * self.groups, c // self.groups, h + w, 1)  # (B*G, C_g, H+W, 1)
-        a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f)))))
-        gate_h, gate_w = torch.split(a.reshape(b, c, h + w), [h, w], dim=2)
-        return axis_gate(x, gate_h, gate_w)
+            f = f.reshape(b * self.groups, c // self.groups, h + w)  # (B*G, C_g, H+W)
+        a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f.unsqueeze(3))))))
+        return gate_lines(x, a.reshape(b, c, h + w))
 
     def extra_repr(self) -> str:
         return (

@@ -16,8 +16,9 @@ __all__ = [
     "ImplementationError",
     "axis_gate",
     "axis_pool",
-    "axis_pool_for_gate",
     "chosen",
+    "gate_lines",
+    "pool_lines",
     "unavailable",
     "use",
 ]
@@ -42,23 +43,8 @@ def axis_pool(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, Tensor]:
     Raises:
         ImplementationError: If :func:`use` asks for an implementation that cannot take ``x``.
     """
-    return axis_pool_for_gate(x, pool)[:2]
-
-
-def axis_pool_for_gate(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`axis_pool`, and ``x`` once more: for one :func:`axis_gate` and for nothing else.
-
-    Gating that tensor instead of ``x`` gives the same values and the same gradients, with two thirds of the memory
-    traffic of the backward pass. If anything else consumes it, backward raises a ``RuntimeError``.
-    """
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        pooled_h, pooled_w = plain.axis_pool(x, pool)
-        return pooled_h, pooled_w, x
-    else:  # no early return: TorchScript leaves out the branch not taken, but compiles what follows a return
-        name = choice.chosen(x)
-        if name in ("reference", "plain"):
-            return *(reference if name == "reference" else plain).axis_pool(x, pool), x
-        return autograd.pool(x, pool, choice.kernels(name))
+    pooled_h, pooled_w = torch.split(pool_lines(x, pool)[0], [x.shape[2], x.shape[3]], dim=2)
+    return pooled_h, pooled_w
 
 
 def axis_gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
@@ -75,12 +61,35 @@ def axis_gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
     Raises:
         ImplementationError: If :func:`use` asks for an implementation that cannot take ``x``.
     """
-    gate_h, gate_w = gate_h.to(x.dtype), gate_w.to(x.dtype)
+    return gate_lines(x, torch.cat((gate_h, gate_w), dim=2))
+
+
+def pool_lines(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, Tensor]:
+    """:func:`axis_pool` side by side, rows first, as ``(B, C, H + W)``; and ``x`` for one :func:`gate_lines`.
+
+    Gating that tensor instead of ``x`` gives the same values and the same gradients, with two thirds of the memory
+    traffic of the backward pass. If anything else consumes it, backward raises a ``RuntimeError``.
+    """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return plain.axis_gate(x, gate_h, gate_w)
+        return plain.pool_lines(x, pool), x
+    else:  # no early return: TorchScript leaves out the branch not taken, but compiles what follows a return
+        name = choice.chosen(x)
+        if name == "reference":
+            return torch.cat(reference.axis_pool(x, pool), dim=2), x
+        if name == "plain":
+            return plain.pool_lines(x, pool), x
+        return autograd.pool(x, pool, choice.kernels(name))
+
+
+def gate_lines(x: Tensor, gates: Tensor) -> Tensor:
+    """:func:`axis_gate` by gates side by side, those of the rows first, as ``(B, C, H + W)``."""
+    gates = gates.to(x.dtype)
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return plain.gate_lines(x, gates)
     else:
         name = choice.chosen(x)
-        if name in ("reference", "plain"):
-            y: Tensor = (reference if name == "reference" else plain).axis_gate(x, gate_h, gate_w)
-            return y
-        return autograd.gate(x, gate_h, gate_w, choice.kernels(name))
+        if name == "reference":
+            return reference.axis_gate(x, *torch.split(gates, [x.shape[2], x.shape[3]], dim=2))
+        if name == "plain":
+            return plain.gate_lines(x, gates)
+        return autograd.gate(x, gates, choice.kernels(name))

@@ -1,6 +1,6 @@
 """Pool and gate as two differentiable functions over the kernels of an implementation.
 
-Saved for backward are ``x``, the maxima of its rows and columns, and the two gates, nothing else of the size of ``x``.
+Saved for backward are ``x``, the maxima of its lines, and the gates, nothing else of the size of ``x``.
 
 Where one ``x`` is pooled and then gated by what was pooled, its gradient has two parts of its own size. Written one
 after the other and then added they cost three writes and four more reads. Instead :func:`pool` hands ``x`` on, and the
@@ -21,16 +21,16 @@ from gca.ops import plain
 from gca.ops.capture import captured
 
 
-def pool(x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
-    """Descriptors of rows and columns, and ``x`` for :func:`gate`, its only consumer."""
-    pooled_h, pooled_w, x = _Pool.apply(_dense(x), kind, kernels)
-    return pooled_h, pooled_w, x
+def pool(x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor]:
+    """Descriptors of all lines, and ``x`` for :func:`gate`, its only consumer."""
+    pooled, x = _Pool.apply(_dense(x), kind, kernels)
+    return pooled, x
 
 
-def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor, kernels: ModuleType) -> Tensor:
+def gate(x: Tensor, gates: Tensor, kernels: ModuleType) -> Tensor:
     """``x`` gated along both axes."""
     pooling = x.grad_fn if getattr(x.grad_fn, "hands_on_x", False) else None
-    y: Tensor = _Gate.apply(_dense(x), gate_h, gate_w, kernels, pooling)
+    y: Tensor = _Gate.apply(_dense(x), gates, kernels, pooling)
     return y
 
 
@@ -47,62 +47,63 @@ def _as(grad: Tensor, x: Tensor) -> Tensor:
 
 class _Pool(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
-        pooled_h, pooled_w, saved = kernels.pool(x, kind)  # saved: the maxima, then whatever else its backward needs
-        ctx.save_for_backward(x, *saved)
+    def forward(ctx: Any, x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor]:
+        pooled, peaks = kernels.pool(x, kind, ctx.needs_input_grad[0])
+        ctx.save_for_backward(x, peaks)
         ctx.set_materialize_grads(False)
         ctx.kind, ctx.kernels = kind, kernels
         ctx.hands_on_x, ctx.sent = True, None
-        return pooled_h, pooled_w, x
+        return pooled, x
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
-        grad_h, grad_w, grad_x = grads
+    def backward(ctx: Any, grad_pooled: Tensor | None, grad_x: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, peaks = ctx.saved_tensors
         sent, ctx.sent = ctx.sent, None
         gates = None
         if sent is not None and grad_x is not None:
             if grad_x is not sent[0]:
                 raise RuntimeError(
-                    "the x that axis_pool_for_gate returns was used by something other than one axis_gate; "
+                    "the x that pool_lines returns was used by something other than one gate_lines; "
                     "use axis_pool and the original x instead"
                 )
-            _, grad_x, *gates = sent
-        if _differentiable(x, *grads):
+            _, grad_x, gates = sent
+        if _differentiable(x, grad_pooled, grad_x):
             if grad_x is not None and gates is not None:
-                grad_x = plain.axis_gate(grad_x, *gates)
-            total = plain.axis_pool_gradient(x, saved[:2], (grad_h, grad_w), ctx.kind)
+                grad_x = plain.gate_lines(grad_x, gates)
+            if grad_pooled is None:
+                return grad_x, None, None
+            total = plain.pool_lines_gradient(x, peaks, grad_pooled, ctx.kind)
             return total if grad_x is None else total + grad_x, None, None
         if grad_x is not None:
             grad_x = _as(grad_x, x)
-        return ctx.kernels.pool_backward(x, saved, (grad_h, grad_w), ctx.kind, grad_x, gates), None, None
+        return ctx.kernels.pool_backward(x, peaks, grad_pooled, ctx.kind, grad_x, gates), None, None
 
 
 class _Gate(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate_h: Tensor, gate_w: Tensor, kernels: ModuleType, pooling: Any) -> Tensor:
-        ctx.save_for_backward(x, gate_h, gate_w)
+    def forward(ctx: Any, x: Tensor, gates: Tensor, kernels: ModuleType, pooling: Any) -> Tensor:
+        ctx.save_for_backward(x, gates)
         ctx.kernels, ctx.pooling = kernels, pooling
-        y: Tensor = kernels.gate(x, gate_h, gate_w)
+        y: Tensor = kernels.gate(x, gates)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate_h, gate_w = ctx.saved_tensors
-        needs_x, needs_h, needs_w = ctx.needs_input_grad[:3]
+        x, gates = ctx.saved_tensors
+        needs_x, needs_gates = ctx.needs_input_grad[:2]
         if _differentiable(x, grad):
             if ctx.pooling is not None:
                 ctx.pooling.sent = None
-            return *plain.axis_gate_gradients(grad, x, gate_h, gate_w), None, None
+            return *plain.gate_lines_gradients(grad, x, gates), None, None
         dense = _as(grad, x)
-        grad_x = grad_h = grad_w = None
-        if needs_h or needs_w:
-            grad_h, grad_w = ctx.kernels.gate_backward(dense, x, gate_h, gate_w)
+        grad_x = grad_gates = None
+        if needs_gates:
+            grad_gates = ctx.kernels.gate_backward(dense, x, gates)
         if needs_x and ctx.pooling is not None:
-            grad_x, ctx.pooling.sent = grad, (grad, dense, gate_h, gate_w)
+            grad_x, ctx.pooling.sent = grad, (grad, dense, gates)
         elif needs_x:
-            grad_x = ctx.kernels.gate(dense, gate_h, gate_w)
-        return grad_x, grad_h, grad_w, None, None
+            grad_x = ctx.kernels.gate(dense, gates)
+        return grad_x, grad_gates, None, None
 
 
 def _differentiable(*tensors: Tensor | None) -> bool:

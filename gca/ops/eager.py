@@ -28,9 +28,13 @@ class _Order(NamedTuple):
         """``(B, C, H, W)`` in this order; a copy only where it lies in the other."""
         return x.contiguous() if self is NCHW else x.permute(0, 2, 3, 1).contiguous()
 
-    def lines(self, values: Tensor, axis: int) -> Tensor:
-        """``(B, C, n)``, one value for every line along ``axis``, in this order and to be broadcast along the lines."""
-        return (values if self is NCHW else values.transpose(1, 2)).contiguous().unsqueeze(axis)
+    def rows_and_columns(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``(B, C, H + W)``, one value for every line, those of the rows and of the columns, in this order and to be
+        broadcast along the lines."""
+        rows, columns = torch.split(values, list(x.shape[2:]), dim=2)
+        if self is NHWC:
+            rows, columns = rows.transpose(1, 2), columns.transpose(1, 2)
+        return rows.contiguous().unsqueeze(self.w), columns.contiguous().unsqueeze(self.h)
 
     def values(self, lines: Tensor, axis: int) -> Tensor:
         """``(B, C, n)`` from one value for every line along ``axis``."""
@@ -46,8 +50,8 @@ def refuses(x: Tensor) -> str | None:
     return None if x.dtype.is_floating_point else f"it needs floating point, got {x.dtype}"
 
 
-def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Descriptors of the rows and the columns, and their maxima where ``kind`` has any."""
+def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]:
+    """Descriptors of all lines, and their maxima where these are kept and ``kind`` has any."""
     order = _order_to_reduce(x)
     reductions = [(reduce, axis) for reduce in _REDUCTIONS[kind] for axis in (order.w, order.h)]
     by_piece = []
@@ -58,30 +62,28 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         order.values(torch.cat(lines) if len(lines) > 1 else lines[0], axis)
         for lines, (_, axis) in zip(zip(*by_piece, strict=True), reductions, strict=True)
     ]
-    if kind == "avg":
-        return found[0], found[1], [None, None]
-    peaks = found[-2:]
-    pooled_h, pooled_w = (
-        peak.clone() if kind == "max" else peak + mean for peak, mean in zip(peaks, found[:2], strict=True)
-    )
-    return pooled_h, pooled_w, [*peaks]
+    peaks = torch.cat(found[-2:], dim=2) if kind != "avg" and keep_peaks else None
+    if kind == "avg+max":
+        found = [mean.add_(peak) for mean, peak in zip(found[:2], found[2:], strict=True)]
+    return torch.cat(found, dim=2), peaks
 
 
-def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
+def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
     order = _order(x)
-    rows, columns = order.lines(gate_h.to(x.dtype), order.w), order.lines(gate_w.to(x.dtype), order.h)
+    rows, columns = order.rows_and_columns(x, gates)
     for piece in _pieces(x, PIECE_FORWARD):
         torch.mul(order.see(x[piece]), rows[piece], out=order.see(y[piece])).mul_(columns[piece])
     return y
 
 
-def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the gates."""
-    grad_h, grad_w = torch.empty_like(gate_h), torch.empty_like(gate_w)
+def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+    """Gradient of the gates."""
+    grad_gates = torch.empty_like(gates)
+    grad_h, grad_w = torch.split(grad_gates, list(x.shape[2:]), dim=2)
     order, turned = _order(x), _order_to_reduce(x)
-    rows, columns = turned.lines(_wide(gate_h), turned.w), turned.lines(_wide(gate_w), turned.h)
+    rows, columns = turned.rows_and_columns(x, _wide(gates))
     memory = _memory(x), _memory(x)
     for piece in _pieces(x, PIECE_BACKWARD):
         x_, grad_ = _wide(order.see(x[piece])), _wide(order.see(grad[piece]))
@@ -92,7 +94,7 @@ def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tu
         grad_h[piece] = turned.values(weighted.sum(turned.w, keepdim=True), turned.w)
         torch.mul(product, rows[piece], out=weighted)
         grad_w[piece] = turned.values(weighted.sum(turned.h, keepdim=True), turned.h)
-    return grad_h, grad_w
+    return grad_gates
 
 
 class _Lines(NamedTuple):
@@ -105,22 +107,21 @@ class _Lines(NamedTuple):
 
 
 def pool_backward(
-    x: Tensor,
-    peaks: list[Tensor | None],
-    grads: tuple[Tensor | None, Tensor | None],
-    kind: str,
-    grad: Tensor | None,
-    gates: tuple[Tensor, Tensor] | None,
+    x: Tensor, peaks: Tensor | None, grad_pooled: Tensor | None, kind: str, grad: Tensor | None, gates: Tensor | None
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
     order, turned = _order(x), _order_to_reduce(x)
+    if grad_pooled is None:
+        grad_pooled = x.new_zeros(*x.shape[:2], sum(x.shape[2:]))
+    shares = turned.rows_and_columns(x, _wide(grad_pooled))
+    tops = (None, None) if peaks is None else turned.rows_and_columns(x, _wide(peaks))
     lines = [
-        _lines(x, grad_pooled, peak, kind, turned, axis)
-        for grad_pooled, peak, axis in zip(grads, peaks, (turned.w, turned.h), strict=True)
+        _Lines(axis, torch.zeros_like(share) if kind == "max" else share / length, share, peak)
+        for axis, length, share, peak in zip((turned.w, turned.h), (x.shape[3], x.shape[2]), shares, tops, strict=True)
     ]
     if gates is not None:
-        rows, columns = order.lines(_wide(gates[0]), order.w), order.lines(_wide(gates[1]), order.h)
+        rows, columns = order.rows_and_columns(x, _wide(gates))
     memory = _memory(x), _memory(x)
     sums = _memory(x) if x.dtype.itemsize < 4 else None
     for piece in _pieces(x, PIECE_BACKWARD):
@@ -147,14 +148,6 @@ def pool_backward(
         if sums is not None:
             into.copy_(total)
     return result
-
-
-def _lines(x: Tensor, grad: Tensor | None, peak: Tensor | None, kind: str, order: _Order, axis: int) -> _Lines:
-    b, c, h, w = x.shape
-    kept, gone = (h, w) if axis == order.w else (w, h)
-    share = order.lines(_wide(x.new_zeros(b, c, kept) if grad is None else grad), axis)
-    mean = torch.zeros_like(share) if kind == "max" else share / gone
-    return _Lines(axis, mean, share, None if peak is None else order.lines(_wide(peak), axis))
 
 
 def _pieces(x: Tensor, size: int) -> list[slice]:

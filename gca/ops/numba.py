@@ -34,60 +34,51 @@ def refuses(x: Tensor) -> str | None:
     return None
 
 
-def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Descriptors of the rows and the columns, and their maxima where ``kind`` has any."""
-    h, w = x.shape[2:]
-    mean_h, mean_w = _small(x, h), _small(x, w)
-    use_max = kind != "avg"
-    peak_h, peak_w = (_small(x, h), _small(x, w)) if use_max else (mean_h, mean_w)
-    _run(_pool_planes, _pool_rows, x, [x], [mean_h, mean_w, peak_h, peak_w], use_max)
-    if kind == "avg":
-        return mean_h, mean_w, [None, None]
-    if kind == "max":
-        return peak_h.clone(), peak_w.clone(), [peak_h, peak_w]
-    return mean_h.add_(peak_h), mean_w.add_(peak_w), [peak_h, peak_w]
+def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]:
+    """Descriptors of all lines, and their maxima where these are kept and ``kind`` has any."""
+    use_mean, use_max = kind != "max", kind != "avg"
+    pooled = _lines(x)
+    peaks = _lines(x) if use_mean and use_max and keep_peaks else pooled
+    keep_peaks &= use_max
+    _run(_pool_planes, _pool_rows, x, [x], [pooled, peaks], use_mean, use_max, keep_peaks or not use_mean)
+    return pooled, peaks if keep_peaks else None
 
 
-def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
+def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    _run(_gate_planes, _gate_rows, x, [x, y], [gate_h, gate_w], by_row=True)
+    _run(_gate_planes, _gate_rows, x, [x, y], [gates], by_row=True)
     return y
 
 
-def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the gates."""
-    grad_h, grad_w = _small(x, x.shape[2]), _small(x, x.shape[3])
-    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], [gate_h, gate_w, grad_h, grad_w])
-    return grad_h, grad_w
+def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+    """Gradient of the gates."""
+    grad_gates = _lines(x)
+    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], [gates, grad_gates])
+    return grad_gates
 
 
 def pool_backward(
-    x: Tensor,
-    peaks: list[Tensor | None],
-    grads: tuple[Tensor | None, Tensor | None],
-    kind: str,
-    grad: Tensor | None,
-    gates: tuple[Tensor, Tensor] | None,
+    x: Tensor, peaks: Tensor | None, grad_pooled: Tensor | None, kind: str, grad: Tensor | None, gates: Tensor | None
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     b, c, h, w = x.shape
     result = torch.empty_like(x)
-    grad_h, grad_w = (x.new_zeros(b, c, n) if g is None else g for g, n in zip(grads, (h, w), strict=True))
-    peak_h, peak_w = (grad_h if peaks[0] is None else peaks[0], grad_w if peaks[1] is None else peaks[1])
+    if grad_pooled is None:
+        grad_pooled = x.new_zeros(b, c, h + w)
     if grad is None:
         grad = torch.zeros_like(x)
-    gate_h, gate_w = (x.new_ones(b, c, h), x.new_ones(b, c, w)) if gates is None else gates
-    small = [gate_h, gate_w, peak_h, peak_w, grad_h, grad_w]
+    if gates is None:
+        gates = x.new_ones(b, c, h + w)
+    small = [gates, grad_pooled if peaks is None else peaks, grad_pooled]
     _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, kind != "max", kind != "avg")
     return result
 
 
-def _small(x: Tensor, length: int) -> Tensor:
-    """``(B, C, length)``, channels innermost where they are so in ``x``."""
-    if x.is_contiguous():
-        return x.new_empty(x.shape[0], x.shape[1], length)
-    return x.new_empty(x.shape[0], length, x.shape[1]).transpose(1, 2)
+def _lines(x: Tensor) -> Tensor:
+    """``(B, C, H + W)``, channels innermost where they are so in ``x``."""
+    b, c, h, w = x.shape
+    return x.new_empty(b, c, h + w) if x.is_contiguous() else x.new_empty(b, h + w, c).transpose(1, 2)
 
 
 _Loops = Callable[[int], Any]  # compiled for so many elements at once
@@ -126,55 +117,62 @@ def _at_once(length: int, choices: tuple[int, ...]) -> int:
 def _pool_planes(lanes: int) -> Any:
     @_compiled()
     def loops(
-        first: int, last: int, h: int, w: int, x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool
-    ) -> None:
-        # What columns have so far, vector by vector. Even where these overlap, each has a place of its own: a load from
-        # what two stores wrote has to wait for both. Rows go in twos, to wait half as often.
-        sums, tops = np.empty(w + lanes, x.dtype), np.empty(w + lanes, x.dtype)
+        first: int, last: int, h: int, w: int, x: Any, pooled: Any, peaks: Any,
+        use_mean: bool, use_max: bool, keep_peaks: bool,
+    ) -> None:  # fmt: skip
+        # What rows have, and columns so far, vector by vector. Even where these overlap, each has a place of its own: a
+        # load from what two stores wrote has to wait for both. Rows go in twos, to wait half as often.
+        sums_h, tops_h = np.empty(h + 1, x.dtype), np.empty(h + 1, x.dtype)
+        sums_w, tops_w = np.empty(w + lanes, x.dtype), np.empty(w + lanes, x.dtype)
         zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
         height, width = spread(x.dtype.type(h), lanes), x.dtype.type(w)
         for n in range(first, last):
-            sums[:] = 0
-            tops[:] = -np.inf
-            for i in range(n * h, n * h + h, 2):  # of all rows
-                two = i + 1 < n * h + h
+            plane, line = n * h * w, n * (h + w)
+            sums_w[:] = 0
+            tops_w[:] = -np.inf
+            for i in range(0, h, 2):
+                two = i + 1 < h
                 total_0 = total_1 = zero
                 top_0 = top_1 = lowest
                 for vector in range(0, w, lanes):
                     j = min(vector, w - lanes)
-                    v_0 = load(x, i * w + j, lanes)
-                    v_1 = load(x, (i + 1) * w + j, lanes) if two else zero
-                    store(sums, vector, load(sums, vector, lanes) + (v_0 + v_1))
+                    v_0 = load(x, plane + i * w + j, lanes)
+                    v_1 = load(x, plane + (i + 1) * w + j, lanes) if two else zero
+                    store(sums_w, vector, load(sums_w, vector, lanes) + (v_0 + v_1))
                     if use_max:
                         top_0 = larger(v_0, top_0)
-                        top = larger(v_0, load(tops, vector, lanes))
+                        top = larger(v_0, load(tops_w, vector, lanes))
                         if two:
                             top_1 = larger(v_1, top_1)
                             top = larger(v_1, top)
-                        store(tops, vector, top)
+                        store(tops_w, vector, top)
                     if j < vector:
                         v_0, v_1 = without(v_0, vector - j), without(v_1, vector - j)
                     total_0, total_1 = total_0 + v_0, total_1 + v_1
-                mean_h[i] = total(total_0) / width
-                if two:
-                    mean_h[i + 1] = total(total_1) / width
+                sums_h[i], sums_h[i + 1] = total(total_0), total(total_1)
                 if use_max:
-                    peak_h[i] = largest(top_0)
-                    if two:
-                        peak_h[i + 1] = largest(top_1)
+                    tops_h[i], tops_h[i + 1] = largest(top_0), largest(top_1)
+            for i in range(h):
+                if use_mean:
+                    mean = sums_h[i] / width
+                    pooled[line + i] = mean + tops_h[i] if use_max else mean
+                if keep_peaks:
+                    peaks[line + i] = tops_h[i]
             nan = False
             for vector in range(0, w, lanes):
-                j, column = n * w + min(vector, w - lanes), load(sums, vector, lanes)
-                store(mean_w, j, column / height)
-                if use_max:
-                    store(peak_w, j, load(tops, vector, lanes))
+                at = line + h + min(vector, w - lanes)
+                column, top = load(sums_w, vector, lanes), load(tops_w, vector, lanes)
+                if use_mean:
+                    store(pooled, at, column / height + top if use_max else column / height)
+                if keep_peaks:
+                    store(peaks, at, top)
                     nan |= has_nan(column)
             if nan:  # a line with a NaN has a NaN sum: only then look at it closely
-                plane = x[n * h * w : (n + 1) * h * w].reshape(h, w)
+                image = x[plane : plane + h * w].reshape(h, w)
                 for i in range(h):
-                    peak_h[n * h + i] = np.max(plane[i])
+                    peaks[line + i] = np.max(image[i])
                 for j in range(w):
-                    peak_w[n * w + j] = np.max(plane[:, j])
+                    peaks[line + h + j] = np.max(image[:, j])
 
     return loops
 
@@ -183,43 +181,46 @@ def _pool_planes(lanes: int) -> Any:
 def _pool_rows(lanes: int) -> Any:
     @_compiled()
     def loops(
-        first: int, last: int, h: int, w: int, c: int,
-        x: Any, mean_h: Any, mean_w: Any, peak_h: Any, peak_w: Any, use_max: bool,
+        first: int, last: int, h: int, w: int, c: int, x: Any, pooled: Any, peaks: Any,
+        use_mean: bool, use_max: bool, keep_peaks: bool,
     ) -> None:  # fmt: skip
-        sums, tops = np.empty(w * lanes, x.dtype), np.empty(w * lanes, x.dtype)  # of columns
+        sums, tops = np.empty((h + w) * lanes, x.dtype), np.empty((h + w) * lanes, x.dtype)
         zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
         height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
         vectors = -(-c // lanes)
         for task in range(first, last):
             n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-            sums[:] = 0
-            tops[:] = -np.inf
-            for i in range(n * h, n * h + h):
+            sums[h * lanes :] = 0
+            tops[h * lanes :] = -np.inf
+            for i in range(h):
                 row, top = zero, lowest
                 for j in range(w):
-                    v = load(x, (i * w + j) * c + k, lanes)
+                    column = (h + j) * lanes
+                    v = load(x, ((n * h + i) * w + j) * c + k, lanes)
                     row = row + v
-                    store(sums, j * lanes, load(sums, j * lanes, lanes) + v)
+                    store(sums, column, load(sums, column, lanes) + v)
                     if use_max:
                         top = larger(v, top)
-                        store(tops, j * lanes, larger(v, load(tops, j * lanes, lanes)))
-                store(mean_h, i * c + k, row / width)
-                if use_max:
-                    store(peak_h, i * c + k, top)
+                        store(tops, column, larger(v, load(tops, column, lanes)))
+                store(sums, i * lanes, row)
+                store(tops, i * lanes, top)
             nan = False
-            for j in range(w):
-                column = load(sums, j * lanes, lanes)
-                store(mean_w, (n * w + j) * c + k, column / height)
-                if use_max:
-                    store(peak_w, (n * w + j) * c + k, load(tops, j * lanes, lanes))
-                    nan |= has_nan(column)
-            if nan:
+            for line in range(h + w):
+                at = (n * (h + w) + line) * c + k
+                summed, top = load(sums, line * lanes, lanes), load(tops, line * lanes, lanes)
+                if use_mean:
+                    mean = summed / (width if line < h else height)
+                    store(pooled, at, mean + top if use_max else mean)
+                if keep_peaks:
+                    store(peaks, at, top)
+                    nan |= has_nan(summed)
+            if nan:  # a line with a NaN has a NaN sum: only then look at it closely
                 image = x[n * h * w * c : (n + 1) * h * w * c].reshape(h, w, c)
                 for channel in range(k, k + lanes):
                     for i in range(h):
-                        peak_h[(n * h + i) * c + channel] = np.max(image[i, :, channel])
+                        peaks[(n * (h + w) + i) * c + channel] = np.max(image[i, :, channel])
                     for j in range(w):
-                        peak_w[(n * w + j) * c + channel] = np.max(image[:, j, channel])
+                        peaks[(n * (h + w) + h + j) * c + channel] = np.max(image[:, j, channel])
 
     return loops
 
@@ -227,13 +228,14 @@ def _pool_rows(lanes: int) -> Any:
 @cache
 def _gate_planes(lanes: int) -> Any:
     @_compiled()
-    def loops(first: int, last: int, h: int, w: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
+    def loops(first: int, last: int, h: int, w: int, x: Any, y: Any, gates: Any) -> None:
         for n in range(first, last):
-            for i in range(n * h, n * h + h):
-                row = spread(gate_h[i], lanes)
+            line = n * (h + w)
+            for i in range(h):
+                row, start = spread(gates[line + i], lanes), (n * h + i) * w
                 for vector in range(0, w, lanes):
                     j = min(vector, w - lanes)
-                    store(y, i * w + j, load(x, i * w + j, lanes) * row * load(gate_w, n * w + j, lanes))
+                    store(y, start + j, load(x, start + j, lanes) * row * load(gates, line + h + j, lanes))
 
     return loops
 
@@ -241,14 +243,15 @@ def _gate_planes(lanes: int) -> Any:
 @cache
 def _gate_rows(lanes: int) -> Any:
     @_compiled()
-    def loops(first: int, last: int, h: int, w: int, c: int, x: Any, y: Any, gate_h: Any, gate_w: Any) -> None:
-        for row in range(first, last):  # of all rows: whole ones, in the order of memory
+    def loops(first: int, last: int, h: int, w: int, c: int, x: Any, y: Any, gates: Any) -> None:
+        for task in range(first, last):  # one row of one image, whole, in the order of memory
+            line, i = task // h * (h + w), task % h
             for j in range(w):
                 for vector in range(0, c, lanes):
                     k = min(vector, c - lanes)
-                    at = (row * w + j) * c + k
-                    gates = load(gate_h, row * c + k, lanes) * load(gate_w, (row // h * w + j) * c + k, lanes)
-                    store(y, at, load(x, at, lanes) * gates)
+                    at = (task * w + j) * c + k
+                    both = load(gates, (line + i) * c + k, lanes) * load(gates, (line + h + j) * c + k, lanes)
+                    store(y, at, load(x, at, lanes) * both)
 
     return loops
 
@@ -256,33 +259,31 @@ def _gate_rows(lanes: int) -> Any:
 @cache
 def _gate_backward_planes(lanes: int) -> Any:
     @_compiled()
-    def loops(
-        first: int, last: int, h: int, w: int, grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any
-    ) -> None:
-        sums = np.empty(w + lanes, x.dtype)
+    def loops(first: int, last: int, h: int, w: int, grad: Any, x: Any, gates: Any, grad_gates: Any) -> None:
+        sums_h, sums_w = np.empty(h + 1, x.dtype), np.empty(w + lanes, x.dtype)
         zero = spread(x.dtype.type(0), lanes)
         for n in range(first, last):
-            sums[:] = 0
-            for i in range(n * h, n * h + h, 2):
-                two = i + 1 < n * h + h
+            line = n * (h + w)
+            sums_w[:] = 0
+            for i in range(0, h, 2):
+                two, start = i + 1 < h, (n * h + i) * w
                 row_0 = row_1 = zero
-                gate_0 = spread(gate_h[i], lanes)
-                gate_1 = spread(gate_h[i + 1], lanes) if two else zero
+                gate_0 = spread(gates[line + i], lanes)
+                gate_1 = spread(gates[line + i + 1], lanes) if two else zero
                 for vector in range(0, w, lanes):
                     j = min(vector, w - lanes)
-                    gate = load(gate_w, n * w + j, lanes)
-                    product_0 = load(grad, i * w + j, lanes) * load(x, i * w + j, lanes)
-                    product_1 = load(grad, i * w + w + j, lanes) * load(x, i * w + w + j, lanes) if two else zero
-                    store(sums, vector, load(sums, vector, lanes) + (product_0 * gate_0 + product_1 * gate_1))
+                    gate = load(gates, line + h + j, lanes)
+                    product_0 = load(grad, start + j, lanes) * load(x, start + j, lanes)
+                    product_1 = load(grad, start + w + j, lanes) * load(x, start + w + j, lanes) if two else zero
+                    store(sums_w, vector, load(sums_w, vector, lanes) + (product_0 * gate_0 + product_1 * gate_1))
                     product_0, product_1 = product_0 * gate, product_1 * gate
                     if j < vector:
                         product_0, product_1 = without(product_0, vector - j), without(product_1, vector - j)
                     row_0, row_1 = row_0 + product_0, row_1 + product_1
-                grad_h[i] = total(row_0)
-                if two:
-                    grad_h[i + 1] = total(row_1)
+                sums_h[i], sums_h[i + 1] = total(row_0), total(row_1)
+            grad_gates[line : line + h] = sums_h[:h]
             for vector in range(0, w, lanes):
-                store(grad_w, n * w + min(vector, w - lanes), load(sums, vector, lanes))
+                store(grad_gates, line + h + min(vector, w - lanes), load(sums_w, vector, lanes))
 
     return loops
 
@@ -290,26 +291,24 @@ def _gate_backward_planes(lanes: int) -> Any:
 @cache
 def _gate_backward_rows(lanes: int) -> Any:
     @_compiled()
-    def loops(
-        first: int, last: int, h: int, w: int, c: int,
-        grad: Any, x: Any, gate_h: Any, gate_w: Any, grad_h: Any, grad_w: Any,
-    ) -> None:  # fmt: skip
-        sums = np.empty(w * lanes, x.dtype)
+    def loops(first: int, last: int, h: int, w: int, c: int, grad: Any, x: Any, gates: Any, grad_gates: Any) -> None:
+        sums = np.empty(w * lanes, x.dtype)  # of columns
         zero = spread(x.dtype.type(0), lanes)
         vectors = -(-c // lanes)
         for task in range(first, last):
             n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+            line = n * (h + w)
             sums[:] = 0
-            for i in range(n * h, n * h + h):
-                gate, row = load(gate_h, i * c + k, lanes), zero
+            for i in range(h):
+                gate, row = load(gates, (line + i) * c + k, lanes), zero
                 for j in range(w):
-                    at = (i * w + j) * c + k
+                    at = ((n * h + i) * w + j) * c + k
                     product = load(grad, at, lanes) * load(x, at, lanes)
-                    row = row + product * load(gate_w, (n * w + j) * c + k, lanes)
+                    row = row + product * load(gates, (line + h + j) * c + k, lanes)
                     store(sums, j * lanes, load(sums, j * lanes, lanes) + product * gate)
-                store(grad_h, i * c + k, row)
+                store(grad_gates, (line + i) * c + k, row)
             for j in range(w):
-                store(grad_w, (n * w + j) * c + k, load(sums, j * lanes, lanes))
+                store(grad_gates, (line + h + j) * c + k, load(sums, j * lanes, lanes))
 
     return loops
 
@@ -318,8 +317,7 @@ def _gate_backward_rows(lanes: int) -> Any:
 def _pool_backward_planes(lanes: int) -> Any:
     @_compiled()
     def loops(
-        first: int, last: int, h: int, w: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
-        peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+        first: int, last: int, h: int, w: int, x: Any, grad: Any, result: Any, gates: Any, peaks: Any, grad_pooled: Any,
         use_mean: bool, use_max: bool,
     ) -> None:  # fmt: skip
         # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
@@ -328,25 +326,26 @@ def _pool_backward_planes(lanes: int) -> Any:
         zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
         nothing, height, width = x.dtype.type(0), spread(x.dtype.type(h), lanes), x.dtype.type(w)
         for n in range(first, last):
+            plane, line = n * h * w, n * (h + w)
             share_w[:] = 0
             if use_max:
                 for i in range(h):
-                    peak, ties = spread(peak_h[n * h + i], lanes), zero
+                    peak, ties = spread(peaks[line + i], lanes), zero
                     for vector in range(0, w, lanes):
                         j = min(vector, w - lanes)
-                        v = load(x, (n * h + i) * w + j, lanes)
-                        tie = where_equal(v, load(peak_w, n * w + j, lanes), one)
+                        v = load(x, plane + i * w + j, lanes)
+                        tie = where_equal(v, load(peaks, line + h + j, lanes), one)
                         store(share_w, vector, load(share_w, vector, lanes) + tie)
                         tie = where_equal(v, peak, one)
                         ties = ties + (without(tie, vector - j) if j < vector else tie)
                     share_h[i] = total(ties)
             for i in range(h):
-                every_h[i] = grad_h[n * h + i] / width if use_mean else nothing
+                every_h[i] = grad_pooled[line + i] / width if use_mean else nothing
                 if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
                     every_h[i] += nothing / share_h[i]
-                    share_h[i] = grad_h[n * h + i] / share_h[i]
+                    share_h[i] = grad_pooled[line + i] / share_h[i]
             for vector in range(0, w, lanes):
-                grads = load(grad_w, n * w + min(vector, w - lanes), lanes)
+                grads = load(grad_pooled, line + h + min(vector, w - lanes), lanes)
                 every = grads / height if use_mean else zero
                 if use_max:
                     ties = load(share_w, vector, lanes)
@@ -354,18 +353,18 @@ def _pool_backward_planes(lanes: int) -> Any:
                     store(share_w, vector, grads / ties)
                 store(every_w, vector, every)
             for i in range(h):
-                at = n * h + i
-                gate, peak = spread(gate_h[at], lanes), spread(peak_h[at], lanes)
+                gate, peak = spread(gates[line + i], lanes), spread(peaks[line + i], lanes)
                 every, share = spread(every_h[i], lanes), spread(share_h[i], lanes)
                 for vector in range(0, w, lanes):
                     j = min(vector, w - lanes)
-                    above = load(grad, at * w + j, lanes) * gate * load(gate_w, n * w + j, lanes)
+                    at = plane + i * w + j
+                    above = load(grad, at, lanes) * gate * load(gates, line + h + j, lanes)
                     value = above + (every + load(every_w, vector, lanes))
                     if use_max:
-                        v = load(x, at * w + j, lanes)
-                        at_max = where_equal(v, load(peak_w, n * w + j, lanes), load(share_w, vector, lanes))
+                        v = load(x, at, lanes)
+                        at_max = where_equal(v, load(peaks, line + h + j, lanes), load(share_w, vector, lanes))
                         value = value + (where_equal(v, peak, share) + at_max)
-                    store(result, at * w + j, value)
+                    store(result, at, value)
 
     return loops
 
@@ -374,60 +373,55 @@ def _pool_backward_planes(lanes: int) -> Any:
 def _pool_backward_rows(lanes: int) -> Any:
     @_compiled()
     def loops(
-        first: int, last: int, h: int, w: int, c: int, x: Any, grad: Any, result: Any, gate_h: Any, gate_w: Any,
-        peak_h: Any, peak_w: Any, grad_h: Any, grad_w: Any,
+        first: int, last: int, h: int, w: int, c: int,
+        x: Any, grad: Any, result: Any, gates: Any, peaks: Any, grad_pooled: Any,
         use_mean: bool, use_max: bool,
     ) -> None:  # fmt: skip
-        # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
-        every_h, share_h = np.empty(h * lanes, x.dtype), np.zeros(h * lanes, x.dtype)
-        every_w, share_w = np.empty(w * lanes, x.dtype), np.zeros(w * lanes, x.dtype)
-        gates, peaks = np.empty(w * lanes, x.dtype), np.empty(w * lanes, x.dtype)  # of columns, side by side
+        # Of rows, then of columns: gates and maxima side by side; what all elements get, and how many maxima there are,
+        # then what these get.
+        size = (h + w) * lanes
+        near_gates, near_peaks = np.empty(size, x.dtype), np.empty(size, x.dtype)
+        every, share = np.empty(size, x.dtype), np.empty(size, x.dtype)
         zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
         height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
         vectors = -(-c // lanes)
         for task in range(first, last):
             n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-            for j in range(w):
-                store(gates, j * lanes, load(gate_w, (n * w + j) * c + k, lanes))
-                store(peaks, j * lanes, load(peak_w, (n * w + j) * c + k, lanes))
-                store(share_w, j * lanes, zero)
+            for line in range(h + w):
+                at = (n * (h + w) + line) * c + k
+                store(near_gates, line * lanes, load(gates, at, lanes))
+                store(near_peaks, line * lanes, load(peaks, at, lanes))
+                store(share, line * lanes, zero)
             if use_max:
                 for i in range(h):
-                    peak, ties = load(peak_h, (n * h + i) * c + k, lanes), zero
+                    peak, ties = load(near_peaks, i * lanes, lanes), zero
                     for j in range(w):
+                        column = (h + j) * lanes
                         v = load(x, ((n * h + i) * w + j) * c + k, lanes)
                         ties = ties + where_equal(v, peak, one)
-                        tie = where_equal(v, load(peaks, j * lanes, lanes), one)
-                        store(share_w, j * lanes, load(share_w, j * lanes, lanes) + tie)
-                    store(share_h, i * lanes, ties)
-            for i in range(h):
-                grads = load(grad_h, (n * h + i) * c + k, lanes)
-                every = grads / width if use_mean else zero
+                        tie = where_equal(v, load(near_peaks, column, lanes), one)
+                        store(share, column, load(share, column, lanes) + tie)
+                    store(share, i * lanes, ties)
+            for line in range(h + w):
+                grads = load(grad_pooled, (n * (h + w) + line) * c + k, lanes)
+                for_all = grads / (width if line < h else height) if use_mean else zero
                 if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                    ties = load(share_h, i * lanes, lanes)
-                    every = every + zero / ties
-                    store(share_h, i * lanes, grads / ties)
-                store(every_h, i * lanes, every)
-            for j in range(w):
-                grads = load(grad_w, (n * w + j) * c + k, lanes)
-                every = grads / height if use_mean else zero
-                if use_max:
-                    ties = load(share_w, j * lanes, lanes)
-                    every = every + zero / ties
-                    store(share_w, j * lanes, grads / ties)
-                store(every_w, j * lanes, every)
+                    ties = load(share, line * lanes, lanes)
+                    for_all = for_all + zero / ties
+                    store(share, line * lanes, grads / ties)
+                store(every, line * lanes, for_all)
             for i in range(h):
-                line = (n * h + i) * c + k
-                gate, peak = load(gate_h, line, lanes), load(peak_h, line, lanes)
-                every, share = load(every_h, i * lanes, lanes), load(share_h, i * lanes, lanes)
+                row = i * lanes
+                gate, peak = load(near_gates, row, lanes), load(near_peaks, row, lanes)
+                of_row, share_of_row = load(every, row, lanes), load(share, row, lanes)
                 for j in range(w):
-                    at = ((n * h + i) * w + j) * c + k
-                    above = load(grad, at, lanes) * gate * load(gates, j * lanes, lanes)
-                    value = above + (every + load(every_w, j * lanes, lanes))
+                    at, column = ((n * h + i) * w + j) * c + k, (h + j) * lanes
+                    above = load(grad, at, lanes) * gate * load(near_gates, column, lanes)
+                    value = above + (of_row + load(every, column, lanes))
                     if use_max:
                         v = load(x, at, lanes)
-                        at_max = where_equal(v, load(peaks, j * lanes, lanes), load(share_w, j * lanes, lanes))
-                        value = value + (where_equal(v, peak, share) + at_max)
+                        at_max = where_equal(v, load(near_peaks, column, lanes), load(share, column, lanes))
+                        value = value + (where_equal(v, peak, share_of_row) + at_max)
                     store(result, at, value)
 
     return loops

@@ -4,47 +4,46 @@ A captured graph (compile, export, trace, script, FX, torch.func) always holds t
 can fuse them with what comes before and after.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
-def axis_pool(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, Tensor]:
-    """Describe every row and every column of ``x``; see :func:`gca.ops.axis_pool`."""
+def pool_lines(x: Tensor, pool: str = "avg+max") -> Tensor:
+    """Describe every row and every column of ``x``; see :func:`gca.ops.pool_lines`."""
     if pool == "avg":
-        return x.mean(3), x.mean(2)
-    if pool == "max":
-        return x.amax(3), x.amax(2)
-    return x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)
+        rows, columns = x.mean(3), x.mean(2)
+    elif pool == "max":
+        rows, columns = x.amax(3), x.amax(2)
+    else:
+        rows, columns = x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)
+    return torch.cat((rows, columns), dim=2)
 
 
-def axis_gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
-    """Gate every position by its row and its column; see :func:`gca.ops.axis_gate`."""
+def gate_lines(x: Tensor, gates: Tensor) -> Tensor:
+    """Gate every position by its row and its column; see :func:`gca.ops.gate_lines`."""
+    gate_h, gate_w = torch.split(gates, [x.shape[2], x.shape[3]], dim=2)
     return x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
 
 
-def axis_pool_gradient(
-    x: Tensor, peaks: Sequence[Tensor | None], grads: tuple[Tensor | None, Tensor | None], pool: str
-) -> Tensor:
-    """Gradient of :func:`axis_pool`, itself differentiable; ``peaks`` are the maxima of the rows and the columns, or
-    ``None`` where they were not kept."""
+def pool_lines_gradient(x: Tensor, peaks: Tensor | None, grad: Tensor, pool: str) -> Tensor:
+    """Gradient of :func:`pool_lines`, itself differentiable; ``peaks`` are the maxima, or ``None`` where not kept."""
+    sizes = list(x.shape[2:])
+    peak_of = (None, None) if peaks is None else torch.split(peaks, sizes, dim=2)
     total = torch.zeros_like(x)
-    for dim, peak, grad in zip((3, 2), peaks, grads, strict=True):
-        if grad is None:
-            continue
-        grad = grad.unsqueeze(dim)
+    for dim, peak, part in zip((3, 2), peak_of, torch.split(grad, sizes, dim=2), strict=True):
+        part = part.unsqueeze(dim)
         if pool != "max":
-            total = total + grad / x.shape[dim]
+            total = total + part / x.shape[dim]
         if pool != "avg":
             ties = x == (x.amax(dim) if peak is None else peak).detach().unsqueeze(dim)
-            total = total + ties * grad / ties.sum(dim, keepdim=True)
+            total = total + ties * part / ties.sum(dim, keepdim=True)
     return total
 
 
-def axis_gate_gradients(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`axis_gate` with respect to ``x`` and both gates, themselves differentiable."""
+def gate_lines_gradients(grad: Tensor, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`gate_lines` with respect to ``x`` and the gates, themselves differentiable."""
+    gate_h, gate_w = torch.split(gates, list(x.shape[2:]), dim=2)
     product = grad * x
     grad_h = (product * gate_w.unsqueeze(2)).sum(3)
     grad_w = (product * gate_h.unsqueeze(3)).sum(2)
-    return axis_gate(grad, gate_h, gate_w), grad_h, grad_w
+    return gate_lines(grad, gates), torch.cat((grad_h, grad_w), dim=2)

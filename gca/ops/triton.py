@@ -45,60 +45,54 @@ def _tried(device: torch.device) -> str | None:
     """Why no kernel runs on a device: Triton needs a GPU that it knows, a C compiler and Python's header files."""
     one = torch.ones(1, 1, 1, 1, device=device)
     try:
-        gate(one, one[0], one[0])
+        gate(one, torch.ones(1, 1, 2, device=device))
     except Exception as error:  # the driver, the compiler and subprocesses each have their own
         return f"a first kernel failed on {device} with {type(error).__name__}: {error}"
     return None
 
 
-def pool(x: Tensor, kind: str) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Descriptors of the rows and the columns; nothing is kept for the backward pass."""
+def pool(x: Tensor, kind: str, _: bool) -> tuple[Tensor, None]:
+    """Descriptors of all lines; nothing is kept for the backward pass."""
     b, c, h, w = x.shape
     pooled = x.new_empty(b, c, h), x.new_empty(b, c, w)
     _launch(_pool, x, (x, *pooled), MEAN=kind != "max", MAX=kind != "avg")
-    return *pooled, [None, None]
+    return torch.cat(pooled, dim=2), None
 
 
-def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
+def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    gates = _even(gate_h), _even(gate_w)
-    _launch(_gate, x, (x, *gates, y), gates)
+    rows_and_columns = _split(gates, x)
+    _launch(_gate, x, (x, *rows_and_columns, y), rows_and_columns)
     return y
 
 
-def gate_backward(grad: Tensor, x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the gates."""
-    gates = _even(gate_h), _even(gate_w)
-    grads = x.new_empty(gate_h.shape), x.new_empty(gate_w.shape)
-    _launch(_gate_backward, x, (grad, x, *gates, *grads), gates)
-    return grads
+def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+    """Gradient of the gates."""
+    rows_and_columns = _split(gates, x)
+    grads = tuple(x.new_empty(part.shape) for part in rows_and_columns)
+    _launch(_gate_backward, x, (grad, x, *rows_and_columns, *grads), rows_and_columns)
+    return torch.cat(grads, dim=2)
 
 
 def pool_backward(
-    x: Tensor,
-    saved: list[Tensor | None],
-    grads: tuple[Tensor | None, Tensor | None],
-    kind: str,
-    grad: Tensor | None,
-    gates: tuple[Tensor, Tensor] | None,
+    x: Tensor, _: None, grad_pooled: Tensor | None, kind: str, grad: Tensor | None, gates: Tensor | None
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     b, c, h, w = x.shape
     result = torch.empty_like(x)
-    small = [x.new_zeros(b, c, n) if g is None else _even(g) for g, n in zip(grads, (h, w), strict=True)]
-    gates_or_none = (None, None) if gates is None else (_even(gates[0]), _even(gates[1]))
+    small = _split(x.new_zeros(b, c, h + w) if grad_pooled is None else grad_pooled, x)
+    gates_or_none = (None, None) if gates is None else _split(gates, x)
     flags = {"MEAN": kind != "max", "MAX": kind != "avg", "GRAD": grad is not None, "GATES": gates is not None}
     tensors = (x, grad, *gates_or_none, *small, result)
     _launch(_pool_backward, x, tensors, (*gates_or_none, *small), **flags)
     return result
 
 
-def _even(t: Tensor) -> Tensor:
-    """``t`` of shape ``(B, C, length)``, its rows evenly spaced, as those of a part of a longer tensor are."""
-    b, c, length = t.shape
-    stride_b, stride_c, stride = t.stride()
-    return t if (stride == 1 or length == 1) and (stride_b == c * stride_c or b == 1) else t.contiguous()
+def _split(lines: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and the columns of ``(B, C, H + W)``, evenly spaced in memory."""
+    lines = lines.contiguous()
+    return lines[..., : x.shape[2]], lines[..., x.shape[2] :]
 
 
 def _launch(

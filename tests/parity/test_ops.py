@@ -59,15 +59,22 @@ def example(size: tuple[int, int] = (6, 9), batch: int = 3, dtype: torch.dtype =
     return tuple(t.to(dtype) for t in (x, *gates, *grads))
 
 
+def link(x: Tensor, gate_h: Tensor, gate_w: Tensor, pool: str = "avg+max") -> tuple[Tensor, ...]:
+    """Pooled rows, pooled columns and gated x, as the layers compute them."""
+    pooled, again = ops.pool_lines(x, pool)
+    y = ops.gate_lines(again, torch.cat((gate_h, gate_w), dim=2))
+    return *pooled.split([x.shape[2], x.shape[3]], dim=2), y
+
+
 def run(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...], pool: str) -> list[Tensor]:
     """Outputs and gradients of both operations, of each alone and of the two linked as in the layers."""
     x, gate_h, gate_w = leaf(x), leaf(gate_h), leaf(gate_w)
     outputs = [*ops.axis_pool(x, pool), ops.axis_gate(x, gate_h, gate_w)]
     alone = torch.autograd.grad(outputs, (x, gate_h, gate_w), grads)
-    pooled_h, pooled_w, again = ops.axis_pool_for_gate(x, pool)
-    y = ops.axis_gate(again, gate_h, gate_w)
-    linked = torch.autograd.grad([pooled_h, pooled_w, y], (x, gate_h, gate_w), grads)
-    torch.testing.assert_close(y, outputs[2], rtol=0, atol=0, equal_nan=True)
+    linked_outputs = link(x, gate_h, gate_w, pool)
+    linked = torch.autograd.grad(linked_outputs, (x, gate_h, gate_w), grads)
+    for ours, theirs in zip(linked_outputs, outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     return [*outputs, *alone, *linked]
 
 
@@ -176,8 +183,8 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(implementa
     x, gate_h, gate_w, *_ = (leaf(t[:2, :2]) for t in example((3, 4)))
 
     def linked(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
-        pooled_h, pooled_w, again = ops.axis_pool_for_gate(x, pool)
-        return pooled_h.sin(), pooled_w.sin(), ops.axis_gate(again, gate_h * pooled_h, gate_w * pooled_w)
+        pooled, again = ops.pool_lines(x, pool)
+        return pooled.sin(), ops.gate_lines(again, torch.cat((gate_h, gate_w), dim=2) * pooled)
 
     assert torch.autograd.gradcheck(linked, (x, gate_h, gate_w))
     assert torch.autograd.gradgradcheck(linked, (x, gate_h, gate_w))
@@ -187,9 +194,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(implementa
 def test_only_what_is_asked_for_gets_a_gradient(implementation: str, frozen: tuple[int, ...]) -> None:
     *inputs, grad_h, grad_w, grad = example()
     inputs = [t.requires_grad_(i not in frozen) for i, t in enumerate(inputs)]
-    pooled_h, pooled_w, again = ops.axis_pool_for_gate(inputs[0])
-    y = ops.axis_gate(again, *inputs[1:])
-    outputs = [(t, g) for t, g in ((pooled_h, grad_h), (pooled_w, grad_w), (y, grad)) if t.requires_grad]
+    outputs = [(t, g) for t, g in zip(link(*inputs), (grad_h, grad_w, grad), strict=True) if t.requires_grad]
     torch.autograd.backward(*zip(*outputs, strict=True))
     formulas = expect(*(t.detach() for t in inputs), (grad_h, grad_w, grad), "avg+max")[-3:]
     for i, (tensor, formula) in enumerate(zip(inputs, formulas, strict=True)):
@@ -205,8 +210,7 @@ def test_each_output_alone_and_backward_twice(implementation: str) -> None:
     for name in ("reference", implementation):
         with ops.use(name):
             x_ = leaf(x)
-            pooled_h, pooled_w, again = ops.axis_pool_for_gate(x_)
-            y = ops.axis_gate(again, gate_h, gate_w)
+            pooled_h, pooled_w, y = link(x_, gate_h, gate_w)
             results = [
                 torch.autograd.grad(t, x_, g, retain_graph=True) for t, g in zip((pooled_h, y), grads[::2], strict=True)
             ]
@@ -221,9 +225,9 @@ def test_the_handed_on_x_has_one_consumer(implementation: str) -> None:
     if implementation == "plain":
         pytest.skip("nothing is handed over")
     x, gate_h, gate_w, *_ = example()
-    *_, again = ops.axis_pool_for_gate(leaf(x))
-    y = ops.axis_gate(again, gate_h, gate_w) + again
-    with pytest.raises(RuntimeError, match="was used by something other than one axis_gate; use axis_pool"):
+    _, again = ops.pool_lines(leaf(x))
+    y = ops.gate_lines(again, torch.cat((gate_h, gate_w), dim=2)) + again
+    with pytest.raises(RuntimeError, match="was used by something other than one gate_lines; use axis_pool"):
         y.sum().backward()
 
 

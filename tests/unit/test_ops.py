@@ -205,7 +205,7 @@ def test_numba_spans_keep_to_themselves(columns: int, monkeypatch: pytest.Monkey
     gradients = []
     for name in ("numba", "plain"):
         with ops.use(name):
-            pooled_h, pooled_w, handed_on = ops.axis_pool_for_gate(x)
-            y = ops.axis_gate(handed_on, pooled_h, pooled_w)
+            pooled, handed_on = ops.pool_lines(x)
+            y = ops.gate_lines(handed_on, pooled)
         gradients.append(torch.autograd.grad(y.square().sum(), x)[0])
     torch.testing.assert_close(*gradients)
