@@ -1,8 +1,8 @@
 """The two operations every coordinate layer is made of: pool along both axes, gate along both axes.
 
 ``reference`` states each operation as a formula and defines what is correct. ``plain`` is the same formula in torch
-operators alone, for captured graphs. ``eager``, ``numba`` and ``triton`` hold kernels, ``autograd`` makes them
-differentiable, and ``choice`` decides.
+operators alone, for captured graphs. ``eager``, ``numba`` and ``triton`` hold kernels (numba's are made of vectors,
+``lanes``, and run on ``threads``), ``autograd`` makes them differentiable, and ``choice`` decides.
 """
 
 import torch

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.extending import intrinsic, models, overload, register_model
+
+from gca.ops.threads import AS_PYTHON
 
 _INT = ir.IntType(32)
 
@@ -39,8 +41,7 @@ class _LanesModel(models.PrimitiveModel):
 
 def _computes(meaning: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """An intrinsic of numba, or ``meaning`` where numba is told not to compile."""
-    as_python: bool = config.DISABLE_JIT  # type: ignore[attr-defined]
-    return lambda typed: meaning if as_python else intrinsic(prefer_literal=True)(typed)
+    return lambda typed: meaning if AS_PYTHON else intrinsic(prefer_literal=True)(typed)
 
 
 @_computes(lambda array, start, count: array[start : start + count].copy())

@@ -9,19 +9,16 @@ times, even by two threads; from sums of a row what was counted is left out.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, Final
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
-from gca.ops import threads
 from gca.ops.lanes import has_nan, larger, largest, load, spread, store, total, where_equal, without
+from gca.ops.threads import array, compiled, run, size, take
 
-# x / 0 is inf or NaN; the cache is next to this file, or with the user.
-_compiled: Final = partial(njit, error_model="numpy", cache=True, nogil=True)
 COLUMNS, CHANNELS = (8, 4, 1), (64, 8, 1)  # how many are computed at once, of those that there are
 
 
@@ -81,7 +78,7 @@ def _lines(x: Tensor) -> Tensor:
     return x.new_empty(b, c, h + w) if x.is_contiguous() else x.new_empty(b, h + w, c).transpose(1, 2)
 
 
-_Loops = Callable[[int], Any]  # compiled for so many elements at once
+_Loops = Callable[[int, Any], Any]  # for so many elements at once, of a dtype
 
 
 def _run(
@@ -96,17 +93,16 @@ def _run(
     if x.numel() == 0:
         return
     b, c, h, w = x.shape
-    size: tuple[int, ...]
+    dtype = np.float32 if x.dtype == torch.float32 else np.float64
     if x.is_contiguous():
-        loops, tasks, size = planes(_at_once(w, COLUMNS)), b * c, (h, w)
+        loops, tasks, sizes = planes(_at_once(w, COLUMNS), dtype), b * c, [h, w]
         arrays = [t.detach().contiguous() for t in large + small]
     else:
         at_once = _at_once(c, CHANNELS)
-        loops, tasks, size = rows(at_once), b * (h if by_row else -(-c // at_once)), (h, w, c)
+        loops, tasks, sizes = rows(at_once, dtype), b * (h if by_row else -(-c // at_once)), [h, w, c]
         arrays = [t.detach().permute(0, 2, 3, 1) for t in large]
         arrays += [t.detach().transpose(1, 2).contiguous() for t in small]
-    flat = [array.view(-1).numpy() for array in arrays]
-    threads.share_out(lambda first, last: loops(first, last, *size, *flat, *flags), tasks, x.numel())
+    run(loops, tasks, x.numel(), [*sizes, *flags], [array.view(-1).numpy() for array in arrays])
 
 
 def _at_once(length: int, choices: tuple[int, ...]) -> int:
@@ -114,314 +110,369 @@ def _at_once(length: int, choices: tuple[int, ...]) -> int:
 
 
 @cache
-def _pool_planes(lanes: int) -> Any:
-    @_compiled()
-    def loops(
-        first: int, last: int, h: int, w: int, x: Any, pooled: Any, peaks: Any,
-        use_mean: bool, use_max: bool, keep_peaks: bool,
-    ) -> None:  # fmt: skip
+def _pool_planes(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w = size(job, 0), size(job, 1)
+        use_mean, use_max, keep_peaks = size(job, 2) == 1, size(job, 3) == 1, size(job, 4) == 1
+        x, pooled, peaks = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         # What rows have, and columns so far, vector by vector. Even where these overlap, each has a place of its own: a
         # load from what two stores wrote has to wait for both. Rows go in twos, to wait half as often.
         sums_h, tops_h = np.empty(h + 1, x.dtype), np.empty(h + 1, x.dtype)
         sums_w, tops_w = np.empty(w + lanes, x.dtype), np.empty(w + lanes, x.dtype)
         zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
         height, width = spread(x.dtype.type(h), lanes), x.dtype.type(w)
-        for n in range(first, last):
-            plane, line = n * h * w, n * (h + w)
-            sums_w[:] = 0
-            tops_w[:] = -np.inf
-            for i in range(0, h, 2):
-                two = i + 1 < h
-                total_0 = total_1 = zero
-                top_0 = top_1 = lowest
-                for vector in range(0, w, lanes):
-                    j = min(vector, w - lanes)
-                    v_0 = load(x, plane + i * w + j, lanes)
-                    v_1 = load(x, plane + (i + 1) * w + j, lanes) if two else zero
-                    store(sums_w, vector, load(sums_w, vector, lanes) + (v_0 + v_1))
+        first, last = take(job)
+        while first < last:
+            for n in range(first, last):
+                plane, line = n * h * w, n * (h + w)
+                sums_w[:] = 0
+                tops_w[:] = -np.inf
+                for i in range(0, h, 2):
+                    two = i + 1 < h
+                    total_0 = total_1 = zero
+                    top_0 = top_1 = lowest
+                    for vector in range(0, w, lanes):
+                        j = min(vector, w - lanes)
+                        v_0 = load(x, plane + i * w + j, lanes)
+                        v_1 = load(x, plane + (i + 1) * w + j, lanes) if two else zero
+                        store(sums_w, vector, load(sums_w, vector, lanes) + (v_0 + v_1))
+                        if use_max:
+                            top_0 = larger(v_0, top_0)
+                            top = larger(v_0, load(tops_w, vector, lanes))
+                            if two:
+                                top_1 = larger(v_1, top_1)
+                                top = larger(v_1, top)
+                            store(tops_w, vector, top)
+                        if j < vector:
+                            v_0, v_1 = without(v_0, vector - j), without(v_1, vector - j)
+                        total_0, total_1 = total_0 + v_0, total_1 + v_1
+                    sums_h[i], sums_h[i + 1] = total(total_0), total(total_1)
                     if use_max:
-                        top_0 = larger(v_0, top_0)
-                        top = larger(v_0, load(tops_w, vector, lanes))
-                        if two:
-                            top_1 = larger(v_1, top_1)
-                            top = larger(v_1, top)
-                        store(tops_w, vector, top)
-                    if j < vector:
-                        v_0, v_1 = without(v_0, vector - j), without(v_1, vector - j)
-                    total_0, total_1 = total_0 + v_0, total_1 + v_1
-                sums_h[i], sums_h[i + 1] = total(total_0), total(total_1)
-                if use_max:
-                    tops_h[i], tops_h[i + 1] = largest(top_0), largest(top_1)
-            for i in range(h):
-                if use_mean:
-                    mean = sums_h[i] / width
-                    pooled[line + i] = mean + tops_h[i] if use_max else mean
-                if keep_peaks:
-                    peaks[line + i] = tops_h[i]
-            nan = False
-            for vector in range(0, w, lanes):
-                at = line + h + min(vector, w - lanes)
-                column, top = load(sums_w, vector, lanes), load(tops_w, vector, lanes)
-                if use_mean:
-                    store(pooled, at, column / height + top if use_max else column / height)
-                if keep_peaks:
-                    store(peaks, at, top)
-                    nan |= has_nan(column)
-            if nan:  # a line with a NaN has a NaN sum: only then look at it closely
-                image = x[plane : plane + h * w].reshape(h, w)
+                        tops_h[i], tops_h[i + 1] = largest(top_0), largest(top_1)
                 for i in range(h):
-                    peaks[line + i] = np.max(image[i])
-                for j in range(w):
-                    peaks[line + h + j] = np.max(image[:, j])
+                    if use_mean:
+                        mean = sums_h[i] / width
+                        pooled[line + i] = mean + tops_h[i] if use_max else mean
+                    if keep_peaks:
+                        peaks[line + i] = tops_h[i]
+                nan = False
+                for vector in range(0, w, lanes):
+                    at = line + h + min(vector, w - lanes)
+                    column, top = load(sums_w, vector, lanes), load(tops_w, vector, lanes)
+                    if use_mean:
+                        store(pooled, at, column / height + top if use_max else column / height)
+                    if keep_peaks:
+                        store(peaks, at, top)
+                        nan |= has_nan(column)
+                if nan:  # a line with a NaN has a NaN sum: only then look at it closely
+                    image = x[plane : plane + h * w].reshape(h, w)
+                    for i in range(h):
+                        peaks[line + i] = np.max(image[i])
+                    for j in range(w):
+                        peaks[line + h + j] = np.max(image[:, j])
+            first, last = take(job)
 
     return loops
 
 
 @cache
-def _pool_rows(lanes: int) -> Any:
-    @_compiled()
-    def loops(
-        first: int, last: int, h: int, w: int, c: int, x: Any, pooled: Any, peaks: Any,
-        use_mean: bool, use_max: bool, keep_peaks: bool,
-    ) -> None:  # fmt: skip
+def _pool_rows(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w, c = size(job, 0), size(job, 1), size(job, 2)
+        use_mean, use_max, keep_peaks = size(job, 3) == 1, size(job, 4) == 1, size(job, 5) == 1
+        x, pooled, peaks = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         sums, tops = np.empty((h + w) * lanes, x.dtype), np.empty((h + w) * lanes, x.dtype)
         zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
         height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
         vectors = -(-c // lanes)
-        for task in range(first, last):
-            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-            sums[h * lanes :] = 0
-            tops[h * lanes :] = -np.inf
-            for i in range(h):
-                row, top = zero, lowest
-                for j in range(w):
-                    column = (h + j) * lanes
-                    v = load(x, ((n * h + i) * w + j) * c + k, lanes)
-                    row = row + v
-                    store(sums, column, load(sums, column, lanes) + v)
-                    if use_max:
-                        top = larger(v, top)
-                        store(tops, column, larger(v, load(tops, column, lanes)))
-                store(sums, i * lanes, row)
-                store(tops, i * lanes, top)
-            nan = False
-            for line in range(h + w):
-                at = (n * (h + w) + line) * c + k
-                summed, top = load(sums, line * lanes, lanes), load(tops, line * lanes, lanes)
-                if use_mean:
-                    mean = summed / (width if line < h else height)
-                    store(pooled, at, mean + top if use_max else mean)
-                if keep_peaks:
-                    store(peaks, at, top)
-                    nan |= has_nan(summed)
-            if nan:  # a line with a NaN has a NaN sum: only then look at it closely
-                image = x[n * h * w * c : (n + 1) * h * w * c].reshape(h, w, c)
-                for channel in range(k, k + lanes):
-                    for i in range(h):
-                        peaks[(n * (h + w) + i) * c + channel] = np.max(image[i, :, channel])
+        first, last = take(job)
+        while first < last:
+            for task in range(first, last):
+                n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+                sums[h * lanes :] = 0
+                tops[h * lanes :] = -np.inf
+                for i in range(h):
+                    row, top = zero, lowest
                     for j in range(w):
-                        peaks[(n * (h + w) + h + j) * c + channel] = np.max(image[:, j, channel])
+                        column = (h + j) * lanes
+                        v = load(x, ((n * h + i) * w + j) * c + k, lanes)
+                        row = row + v
+                        store(sums, column, load(sums, column, lanes) + v)
+                        if use_max:
+                            top = larger(v, top)
+                            store(tops, column, larger(v, load(tops, column, lanes)))
+                    store(sums, i * lanes, row)
+                    store(tops, i * lanes, top)
+                nan = False
+                for line in range(h + w):
+                    at = (n * (h + w) + line) * c + k
+                    summed, top = load(sums, line * lanes, lanes), load(tops, line * lanes, lanes)
+                    if use_mean:
+                        mean = summed / (width if line < h else height)
+                        store(pooled, at, mean + top if use_max else mean)
+                    if keep_peaks:
+                        store(peaks, at, top)
+                        nan |= has_nan(summed)
+                if nan:  # a line with a NaN has a NaN sum: only then look at it closely
+                    image = x[n * h * w * c : (n + 1) * h * w * c].reshape(h, w, c)
+                    for channel in range(k, k + lanes):
+                        for i in range(h):
+                            peaks[(n * (h + w) + i) * c + channel] = np.max(image[i, :, channel])
+                        for j in range(w):
+                            peaks[(n * (h + w) + h + j) * c + channel] = np.max(image[:, j, channel])
+            first, last = take(job)
 
     return loops
 
 
 @cache
-def _gate_planes(lanes: int) -> Any:
-    @_compiled()
-    def loops(first: int, last: int, h: int, w: int, x: Any, y: Any, gates: Any) -> None:
-        for n in range(first, last):
-            line = n * (h + w)
-            for i in range(h):
-                row, start = spread(gates[line + i], lanes), (n * h + i) * w
-                for vector in range(0, w, lanes):
-                    j = min(vector, w - lanes)
-                    store(y, start + j, load(x, start + j, lanes) * row * load(gates, line + h + j, lanes))
+def _gate_planes(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w = size(job, 0), size(job, 1)
+        x, y, gates = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
+        first, last = take(job)
+        while first < last:
+            for n in range(first, last):
+                line = n * (h + w)
+                for i in range(h):
+                    row, start = spread(gates[line + i], lanes), (n * h + i) * w
+                    for vector in range(0, w, lanes):
+                        j = min(vector, w - lanes)
+                        store(y, start + j, load(x, start + j, lanes) * row * load(gates, line + h + j, lanes))
+            first, last = take(job)
 
     return loops
 
 
 @cache
-def _gate_rows(lanes: int) -> Any:
-    @_compiled()
-    def loops(first: int, last: int, h: int, w: int, c: int, x: Any, y: Any, gates: Any) -> None:
-        for task in range(first, last):  # one row of one image, whole, in the order of memory
-            line, i = task // h * (h + w), task % h
-            for j in range(w):
-                for vector in range(0, c, lanes):
-                    k = min(vector, c - lanes)
-                    at = (task * w + j) * c + k
-                    both = load(gates, (line + i) * c + k, lanes) * load(gates, (line + h + j) * c + k, lanes)
-                    store(y, at, load(x, at, lanes) * both)
+def _gate_rows(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w, c = size(job, 0), size(job, 1), size(job, 2)
+        x, y, gates = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
+        first, last = take(job)
+        while first < last:
+            for task in range(first, last):  # one row of one image, whole, in the order of memory
+                line, i = task // h * (h + w), task % h
+                for j in range(w):
+                    for vector in range(0, c, lanes):
+                        k = min(vector, c - lanes)
+                        at = (task * w + j) * c + k
+                        both = load(gates, (line + i) * c + k, lanes) * load(gates, (line + h + j) * c + k, lanes)
+                        store(y, at, load(x, at, lanes) * both)
+            first, last = take(job)
 
     return loops
 
 
 @cache
-def _gate_backward_planes(lanes: int) -> Any:
-    @_compiled()
-    def loops(first: int, last: int, h: int, w: int, grad: Any, x: Any, gates: Any, grad_gates: Any) -> None:
+def _gate_backward_planes(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w = size(job, 0), size(job, 1)
+        grad, x, gates, grad_gates = (
+            array(job, 0, dtype),
+            array(job, 1, dtype),
+            array(job, 2, dtype),
+            array(job, 3, dtype),
+        )
         sums_h, sums_w = np.empty(h + 1, x.dtype), np.empty(w + lanes, x.dtype)
         zero = spread(x.dtype.type(0), lanes)
-        for n in range(first, last):
-            line = n * (h + w)
-            sums_w[:] = 0
-            for i in range(0, h, 2):
-                two, start = i + 1 < h, (n * h + i) * w
-                row_0 = row_1 = zero
-                gate_0 = spread(gates[line + i], lanes)
-                gate_1 = spread(gates[line + i + 1], lanes) if two else zero
+        first, last = take(job)
+        while first < last:
+            for n in range(first, last):
+                line = n * (h + w)
+                sums_w[:] = 0
+                for i in range(0, h, 2):
+                    two, start = i + 1 < h, (n * h + i) * w
+                    row_0 = row_1 = zero
+                    gate_0 = spread(gates[line + i], lanes)
+                    gate_1 = spread(gates[line + i + 1], lanes) if two else zero
+                    for vector in range(0, w, lanes):
+                        j = min(vector, w - lanes)
+                        gate = load(gates, line + h + j, lanes)
+                        product_0 = load(grad, start + j, lanes) * load(x, start + j, lanes)
+                        product_1 = load(grad, start + w + j, lanes) * load(x, start + w + j, lanes) if two else zero
+                        store(sums_w, vector, load(sums_w, vector, lanes) + (product_0 * gate_0 + product_1 * gate_1))
+                        product_0, product_1 = product_0 * gate, product_1 * gate
+                        if j < vector:
+                            product_0, product_1 = without(product_0, vector - j), without(product_1, vector - j)
+                        row_0, row_1 = row_0 + product_0, row_1 + product_1
+                    sums_h[i], sums_h[i + 1] = total(row_0), total(row_1)
+                grad_gates[line : line + h] = sums_h[:h]
                 for vector in range(0, w, lanes):
-                    j = min(vector, w - lanes)
-                    gate = load(gates, line + h + j, lanes)
-                    product_0 = load(grad, start + j, lanes) * load(x, start + j, lanes)
-                    product_1 = load(grad, start + w + j, lanes) * load(x, start + w + j, lanes) if two else zero
-                    store(sums_w, vector, load(sums_w, vector, lanes) + (product_0 * gate_0 + product_1 * gate_1))
-                    product_0, product_1 = product_0 * gate, product_1 * gate
-                    if j < vector:
-                        product_0, product_1 = without(product_0, vector - j), without(product_1, vector - j)
-                    row_0, row_1 = row_0 + product_0, row_1 + product_1
-                sums_h[i], sums_h[i + 1] = total(row_0), total(row_1)
-            grad_gates[line : line + h] = sums_h[:h]
-            for vector in range(0, w, lanes):
-                store(grad_gates, line + h + min(vector, w - lanes), load(sums_w, vector, lanes))
+                    store(grad_gates, line + h + min(vector, w - lanes), load(sums_w, vector, lanes))
+            first, last = take(job)
 
     return loops
 
 
 @cache
-def _gate_backward_rows(lanes: int) -> Any:
-    @_compiled()
-    def loops(first: int, last: int, h: int, w: int, c: int, grad: Any, x: Any, gates: Any, grad_gates: Any) -> None:
+def _gate_backward_rows(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w, c = size(job, 0), size(job, 1), size(job, 2)
+        grad, x, gates, grad_gates = (
+            array(job, 0, dtype),
+            array(job, 1, dtype),
+            array(job, 2, dtype),
+            array(job, 3, dtype),
+        )
         sums = np.empty(w * lanes, x.dtype)  # of columns
         zero = spread(x.dtype.type(0), lanes)
         vectors = -(-c // lanes)
-        for task in range(first, last):
-            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-            line = n * (h + w)
-            sums[:] = 0
-            for i in range(h):
-                gate, row = load(gates, (line + i) * c + k, lanes), zero
+        first, last = take(job)
+        while first < last:
+            for task in range(first, last):
+                n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+                line = n * (h + w)
+                sums[:] = 0
+                for i in range(h):
+                    gate, row = load(gates, (line + i) * c + k, lanes), zero
+                    for j in range(w):
+                        at = ((n * h + i) * w + j) * c + k
+                        product = load(grad, at, lanes) * load(x, at, lanes)
+                        row = row + product * load(gates, (line + h + j) * c + k, lanes)
+                        store(sums, j * lanes, load(sums, j * lanes, lanes) + product * gate)
+                    store(grad_gates, (line + i) * c + k, row)
                 for j in range(w):
-                    at = ((n * h + i) * w + j) * c + k
-                    product = load(grad, at, lanes) * load(x, at, lanes)
-                    row = row + product * load(gates, (line + h + j) * c + k, lanes)
-                    store(sums, j * lanes, load(sums, j * lanes, lanes) + product * gate)
-                store(grad_gates, (line + i) * c + k, row)
-            for j in range(w):
-                store(grad_gates, (line + h + j) * c + k, load(sums, j * lanes, lanes))
+                    store(grad_gates, (line + h + j) * c + k, load(sums, j * lanes, lanes))
+            first, last = take(job)
 
     return loops
 
 
 @cache
-def _pool_backward_planes(lanes: int) -> Any:
-    @_compiled()
-    def loops(
-        first: int, last: int, h: int, w: int, x: Any, grad: Any, result: Any, gates: Any, peaks: Any, grad_pooled: Any,
-        use_mean: bool, use_max: bool,
-    ) -> None:  # fmt: skip
+def _pool_backward_planes(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w = size(job, 0), size(job, 1)
+        use_mean, use_max = size(job, 2) == 1, size(job, 3) == 1
+        x, grad, result, gates, peaks, grad_pooled = (
+            array(job, 0, dtype),
+            array(job, 1, dtype),
+            array(job, 2, dtype),
+            array(job, 3, dtype),
+            array(job, 4, dtype),
+            array(job, 5, dtype),
+        )
         # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
         every_h, share_h = np.zeros(h, x.dtype), np.zeros(h, x.dtype)
         every_w, share_w = np.zeros(w + lanes, x.dtype), np.zeros(w + lanes, x.dtype)
         zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
         nothing, height, width = x.dtype.type(0), spread(x.dtype.type(h), lanes), x.dtype.type(w)
-        for n in range(first, last):
-            plane, line = n * h * w, n * (h + w)
-            share_w[:] = 0
-            if use_max:
+        first, last = take(job)
+        while first < last:
+            for n in range(first, last):
+                plane, line = n * h * w, n * (h + w)
+                share_w[:] = 0
+                if use_max:
+                    for i in range(h):
+                        peak, ties = spread(peaks[line + i], lanes), zero
+                        for vector in range(0, w, lanes):
+                            j = min(vector, w - lanes)
+                            v = load(x, plane + i * w + j, lanes)
+                            tie = where_equal(v, load(peaks, line + h + j, lanes), one)
+                            store(share_w, vector, load(share_w, vector, lanes) + tie)
+                            tie = where_equal(v, peak, one)
+                            ties = ties + (without(tie, vector - j) if j < vector else tie)
+                        share_h[i] = total(ties)
                 for i in range(h):
-                    peak, ties = spread(peaks[line + i], lanes), zero
+                    every_h[i] = grad_pooled[line + i] / width if use_mean else nothing
+                    if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                        every_h[i] += nothing / share_h[i]
+                        share_h[i] = grad_pooled[line + i] / share_h[i]
+                for vector in range(0, w, lanes):
+                    grads = load(grad_pooled, line + h + min(vector, w - lanes), lanes)
+                    every = grads / height if use_mean else zero
+                    if use_max:
+                        ties = load(share_w, vector, lanes)
+                        every = every + zero / ties
+                        store(share_w, vector, grads / ties)
+                    store(every_w, vector, every)
+                for i in range(h):
+                    gate, peak = spread(gates[line + i], lanes), spread(peaks[line + i], lanes)
+                    every, share = spread(every_h[i], lanes), spread(share_h[i], lanes)
                     for vector in range(0, w, lanes):
                         j = min(vector, w - lanes)
-                        v = load(x, plane + i * w + j, lanes)
-                        tie = where_equal(v, load(peaks, line + h + j, lanes), one)
-                        store(share_w, vector, load(share_w, vector, lanes) + tie)
-                        tie = where_equal(v, peak, one)
-                        ties = ties + (without(tie, vector - j) if j < vector else tie)
-                    share_h[i] = total(ties)
-            for i in range(h):
-                every_h[i] = grad_pooled[line + i] / width if use_mean else nothing
-                if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                    every_h[i] += nothing / share_h[i]
-                    share_h[i] = grad_pooled[line + i] / share_h[i]
-            for vector in range(0, w, lanes):
-                grads = load(grad_pooled, line + h + min(vector, w - lanes), lanes)
-                every = grads / height if use_mean else zero
-                if use_max:
-                    ties = load(share_w, vector, lanes)
-                    every = every + zero / ties
-                    store(share_w, vector, grads / ties)
-                store(every_w, vector, every)
-            for i in range(h):
-                gate, peak = spread(gates[line + i], lanes), spread(peaks[line + i], lanes)
-                every, share = spread(every_h[i], lanes), spread(share_h[i], lanes)
-                for vector in range(0, w, lanes):
-                    j = min(vector, w - lanes)
-                    at = plane + i * w + j
-                    above = load(grad, at, lanes) * gate * load(gates, line + h + j, lanes)
-                    value = above + (every + load(every_w, vector, lanes))
-                    if use_max:
-                        v = load(x, at, lanes)
-                        at_max = where_equal(v, load(peaks, line + h + j, lanes), load(share_w, vector, lanes))
-                        value = value + (where_equal(v, peak, share) + at_max)
-                    store(result, at, value)
+                        at = plane + i * w + j
+                        above = load(grad, at, lanes) * gate * load(gates, line + h + j, lanes)
+                        value = above + (every + load(every_w, vector, lanes))
+                        if use_max:
+                            v = load(x, at, lanes)
+                            at_max = where_equal(v, load(peaks, line + h + j, lanes), load(share_w, vector, lanes))
+                            value = value + (where_equal(v, peak, share) + at_max)
+                        store(result, at, value)
+            first, last = take(job)
 
     return loops
 
 
 @cache
-def _pool_backward_rows(lanes: int) -> Any:
-    @_compiled()
-    def loops(
-        first: int, last: int, h: int, w: int, c: int,
-        x: Any, grad: Any, result: Any, gates: Any, peaks: Any, grad_pooled: Any,
-        use_mean: bool, use_max: bool,
-    ) -> None:  # fmt: skip
+def _pool_backward_rows(lanes: int, dtype: Any) -> Any:
+    @compiled
+    def loops(job: Any) -> None:
+        h, w, c = size(job, 0), size(job, 1), size(job, 2)
+        use_mean, use_max = size(job, 3) == 1, size(job, 4) == 1
+        x, grad, result, gates, peaks, grad_pooled = (
+            array(job, 0, dtype),
+            array(job, 1, dtype),
+            array(job, 2, dtype),
+            array(job, 3, dtype),
+            array(job, 4, dtype),
+            array(job, 5, dtype),
+        )
         # Of rows, then of columns: gates and maxima side by side; what all elements get, and how many maxima there are,
         # then what these get.
-        size = (h + w) * lanes
-        near_gates, near_peaks = np.empty(size, x.dtype), np.empty(size, x.dtype)
-        every, share = np.empty(size, x.dtype), np.empty(size, x.dtype)
+        extent = (h + w) * lanes
+        near_gates, near_peaks = np.empty(extent, x.dtype), np.empty(extent, x.dtype)
+        every, share = np.empty(extent, x.dtype), np.empty(extent, x.dtype)
         zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
         height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
         vectors = -(-c // lanes)
-        for task in range(first, last):
-            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-            for line in range(h + w):
-                at = (n * (h + w) + line) * c + k
-                store(near_gates, line * lanes, load(gates, at, lanes))
-                store(near_peaks, line * lanes, load(peaks, at, lanes))
-                store(share, line * lanes, zero)
-            if use_max:
+        first, last = take(job)
+        while first < last:
+            for task in range(first, last):
+                n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+                for line in range(h + w):
+                    at = (n * (h + w) + line) * c + k
+                    store(near_gates, line * lanes, load(gates, at, lanes))
+                    store(near_peaks, line * lanes, load(peaks, at, lanes))
+                    store(share, line * lanes, zero)
+                if use_max:
+                    for i in range(h):
+                        peak, ties = load(near_peaks, i * lanes, lanes), zero
+                        for j in range(w):
+                            column = (h + j) * lanes
+                            v = load(x, ((n * h + i) * w + j) * c + k, lanes)
+                            ties = ties + where_equal(v, peak, one)
+                            tie = where_equal(v, load(near_peaks, column, lanes), one)
+                            store(share, column, load(share, column, lanes) + tie)
+                        store(share, i * lanes, ties)
+                for line in range(h + w):
+                    grads = load(grad_pooled, (n * (h + w) + line) * c + k, lanes)
+                    for_all = grads / (width if line < h else height) if use_mean else zero
+                    if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                        ties = load(share, line * lanes, lanes)
+                        for_all = for_all + zero / ties
+                        store(share, line * lanes, grads / ties)
+                    store(every, line * lanes, for_all)
                 for i in range(h):
-                    peak, ties = load(near_peaks, i * lanes, lanes), zero
+                    row = i * lanes
+                    gate, peak = load(near_gates, row, lanes), load(near_peaks, row, lanes)
+                    of_row, share_of_row = load(every, row, lanes), load(share, row, lanes)
                     for j in range(w):
-                        column = (h + j) * lanes
-                        v = load(x, ((n * h + i) * w + j) * c + k, lanes)
-                        ties = ties + where_equal(v, peak, one)
-                        tie = where_equal(v, load(near_peaks, column, lanes), one)
-                        store(share, column, load(share, column, lanes) + tie)
-                    store(share, i * lanes, ties)
-            for line in range(h + w):
-                grads = load(grad_pooled, (n * (h + w) + line) * c + k, lanes)
-                for_all = grads / (width if line < h else height) if use_mean else zero
-                if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                    ties = load(share, line * lanes, lanes)
-                    for_all = for_all + zero / ties
-                    store(share, line * lanes, grads / ties)
-                store(every, line * lanes, for_all)
-            for i in range(h):
-                row = i * lanes
-                gate, peak = load(near_gates, row, lanes), load(near_peaks, row, lanes)
-                of_row, share_of_row = load(every, row, lanes), load(share, row, lanes)
-                for j in range(w):
-                    at, column = ((n * h + i) * w + j) * c + k, (h + j) * lanes
-                    above = load(grad, at, lanes) * gate * load(near_gates, column, lanes)
-                    value = above + (of_row + load(every, column, lanes))
-                    if use_max:
-                        v = load(x, at, lanes)
-                        at_max = where_equal(v, load(near_peaks, column, lanes), load(share, column, lanes))
-                        value = value + (where_equal(v, peak, share_of_row) + at_max)
-                    store(result, at, value)
+                        at, column = ((n * h + i) * w + j) * c + k, (h + j) * lanes
+                        above = load(grad, at, lanes) * gate * load(near_gates, column, lanes)
+                        value = above + (of_row + load(every, column, lanes))
+                        if use_max:
+                            v = load(x, at, lanes)
+                            at_max = where_equal(v, load(near_peaks, column, lanes), load(share, column, lanes))
+                            value = value + (where_equal(v, peak, share_of_row) + at_max)
+                        store(result, at, value)
+            first, last = take(job)
 
     return loops

@@ -1,63 +1,122 @@
-"""Sharing out loops among the threads that torch computes with.
+"""Compiled loops that the threads of torch run together, without the interpreter.
 
 torch's OpenMP threads keep a core busy for some milliseconds after their last work, waiting for more. Threads of
-another pool would have to share the cores with them, and two would be no faster than one. So the work is handed to
-those very threads, through ``GOMP_parallel`` of the runtime that torch is linked to. Where that is not found (macOS,
-Windows), Python threads do it.
+another pool would have to share the cores with them, and two would be no faster than one. So loops are handed to those
+very threads, through ``GOMP_parallel`` of the runtime that torch is linked to. Where that is not found (macOS,
+Windows), Python threads do it. What they call is machine code: a thread that waits for the interpreter's lock, and has
+to be woken up for it, comes too late for loops of a tenth of a millisecond.
+
+A loop function takes a job and nothing else, asks for its sizes and arrays by number, and does tasks as long as it can
+:func:`take` some.
 """
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from llvmlite import ir
+from numba import carray, cfunc, config, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 GRAIN = 32768  # elements that are worth a thread, as in torch's own kernels
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+AS_PYTHON: bool = config.DISABLE_JIT  # type: ignore[attr-defined]
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+# Where in a job: the piece that is next is the first; how many pieces; how many tasks in all; where arrays begin, each an
+# address and a length; sizes.
+_PIECES, _TASKS, _ARRAYS, _SIZES = 1, 2, 3, 4
 
 
-def share_out(work: Callable[[int, int], object], tasks: int, elements: int) -> None:
-    """Call ``work(first, last)`` for spans that cover ``range(tasks)``, on several threads if ``elements`` are many.
+def compiled(loops: Callable[[Any], None]) -> Any:
+    """A loop function as machine code, from disk if it was compiled before."""
+    if AS_PYTHON:
+        return loops
+    pointer = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
+    return cfunc(types.void(pointer), cache=True, error_model="numpy")(loops)
 
-    ``work`` has to release the interpreter lock to gain from it. What it raises is raised here.
-    """
+
+def run(loops: Any, tasks: int, elements: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
+    """Do ``tasks``, on several threads if ``elements`` are many."""
     threads = min(torch.get_num_threads(), tasks, max(1, elements // GRAIN))
-    if threads == 1:
-        work(0, tasks)
+    # More pieces than threads: one that is held up leaves its share to the others.
+    pieces = 1 if threads == 1 else min(2 * threads, tasks)
+    if AS_PYTHON:
+        loops(_Job(tasks, pieces, sizes, arrays))
         return
-    pieces = min(2 * threads, tasks)  # more than threads: one that is held up leaves its share to the others
-    spans = list(pairwise(tasks * k // pieces for k in range(pieces + 1)))
-    errors: list[BaseException] = []
-
-    def take(_: object = None) -> None:
-        try:
-            while not errors and (span := _pop(spans)):
-                work(*span)
-        except BaseException as error:  # has to leave on the thread that called
-            errors.append(error)
-
+    places = [place for array in arrays for place in (array.ctypes.data, array.size)]
+    job = np.array([0, pieces, tasks, _SIZES + len(sizes), *sizes, *places], np.int64)
+    where = job.ctypes.data
     parallel = None if _forked else _openmp()
-    if parallel is not None:
-        parallel(_CALLBACK(take), None, threads, 0)
+    if threads == 1:
+        _FUNCTION(loops.address)(where)
+    elif parallel is not None:
+        parallel(loops.address, where, threads, 0)
     else:
-        others = [_pool().submit(take) for _ in range(threads - 1)]
-        take()
+        function = _FUNCTION(loops.address)
+        others = [_pool().submit(function, where) for _ in range(threads - 1)]
+        function(where)
         for other in others:
             other.result()
-    if errors:
-        raise errors[0]
 
 
-def _pop(spans: list[tuple[int, int]]) -> tuple[int, int] | None:
-    try:
-        return spans.pop()
-    except IndexError:
-        return None
+class _Job:
+    """What a loop function is given where it is not compiled."""
+
+    def __init__(self, tasks: int, pieces: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
+        self.sizes, self.arrays = sizes, arrays
+        self.spans = list(pairwise(tasks * k // pieces for k in range(pieces + 1)))
+
+    def take(self) -> tuple[int, int]:
+        return self.spans.pop() if self.spans else (0, 0)
+
+
+def _in_python(meaning: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    return lambda function: meaning if AS_PYTHON else njit(function)
+
+
+@_in_python(lambda job, number: job.sizes[number])
+def size(job: Any, number: int) -> Any:
+    """A size that the job was given."""
+    return job[_SIZES + number]
+
+
+@_in_python(lambda job, number, dtype: job.arrays[number])
+def array(job: Any, number: int, dtype: Any) -> Any:
+    """An array that the job was given."""
+    place = job[_ARRAYS] + 2 * number
+    return carray(_pointer(job[place]), job[place + 1], dtype)  # type: ignore[call-arg]  # numba passes the first
+
+
+@_in_python(_Job.take)
+def take(job: Any) -> tuple[int, int]:
+    """The first of the next tasks to do, and the first after them; twice the same when all are taken."""
+    piece: int = _add_one(job)  # type: ignore[call-arg]
+    pieces, tasks = job[_PIECES], job[_TASKS]
+    if piece >= pieces:
+        return 0, 0
+    return tasks * piece // pieces, tasks * (piece + 1) // pieces
+
+
+@intrinsic
+def _add_one(_: Any, job: Any) -> Any:
+    """Count up the first number of a job, for all threads at once, and return what it was."""
+
+    def build(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        return builder.atomic_rmw("add", values[0], ir.IntType(64)(1), "monotonic")
+
+    return types.int64(job), build
+
+
+@intrinsic
+def _pointer(_: Any, address: Any) -> Any:
+    return types.voidptr(address), lambda _, builder, __, values: builder.inttoptr(values[0], cgutils.voidptr_t)
 
 
 @cache
@@ -68,7 +127,7 @@ def _openmp() -> Any:
         parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
     except (OSError, AttributeError):
         return None
-    parallel.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
     return parallel
 

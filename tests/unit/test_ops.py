@@ -4,16 +4,17 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import gca
 from gca import ops
-from gca.ops import choice, threads
+from gca.ops import choice
 
 
 @pytest.fixture
@@ -135,16 +136,21 @@ def test_importing_gca_loads_no_compiler() -> None:
     assert done.stderr == "\n" or done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(bool(ops.unavailable()["numba"]), reason="needs numba")
-@pytest.mark.parametrize("runtime", ["openmp", "python"])
+@pytest.fixture(params=["openmp", "python"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, where every element is worth a thread."""
+    module = pytest.importorskip("gca.ops.threads", reason="needs numba")
+    monkeypatch.setattr(module, "GRAIN", 1)
+    if request.param == "python":
+        monkeypatch.setattr(module, "_openmp", lambda: None)
+    return module
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
-    number: int, runtime: str, monkeypatch: pytest.MonkeyPatch
+    number: int, threads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: number)
-    monkeypatch.setattr(threads, "GRAIN", 1)
-    if runtime == "python":
-        monkeypatch.setattr(threads, "_openmp", lambda: None)
     layer = gca.GroupedCoordinateAttention(8).eval()
     images = [torch.randn(2, 8, 7, 9) for _ in range(8)]
     with ops.use("plain"), torch.no_grad():
@@ -159,11 +165,10 @@ def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.skipif(bool(ops.unavailable()["numba"]) or not hasattr(os, "fork"), reason="needs numba and fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the process has threads: that is the point
-def test_numba_after_a_fork(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numba_after_a_fork(x: Tensor, threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(threads, "GRAIN", 1)
     with ops.use("numba"):
         expected = ops.axis_pool(x)
         child = os.fork()
@@ -172,40 +177,37 @@ def test_numba_after_a_fork(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.parametrize("runtime", ["openmp", "python"])
-def test_work_is_shared_out_once_and_errors_arrive(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    if runtime == "python":
-        monkeypatch.setattr(threads, "_openmp", lambda: None)
-    done: list[int] = []
-    threads.share_out(lambda first, last: done.extend(range(first, last)), 10, 10 * threads.GRAIN)
-    assert sorted(done) == list(range(10))
+@pytest.mark.parametrize("tasks", [1, 3, 1000])
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_every_task_is_done_once(number: int, tasks: int, threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    array, size, take = threads.array, threads.size, threads.take
 
-    def fail(first: int, last: int) -> None:
-        raise IndexError(f"at {first}")
+    @threads.compiled
+    def count(job: Any) -> None:
+        done, step = array(job, 0, np.float32), size(job, 1)
+        first, last = take(job)
+        while first < last:
+            done[first:last] += step
+            first, last = take(job)
 
-    with pytest.raises(IndexError, match="at"):
-        threads.share_out(fail, 10, 10 * threads.GRAIN)
+    done = np.zeros(tasks + 1, np.float32)
+    threads.run(count, tasks, tasks, [7, 2], [done])
+    assert done.tolist() == [2] * tasks + [0]
+
+
+@pytest.mark.parametrize("columns", [1, 3, 7, 9])
+def test_numba_writes_nothing_beside_its_tasks(columns: int, threads: Any) -> None:
+    from gca.ops import numba
+
+    x, gates = np.random.rand(6, 4, columns), np.random.rand(6, 4 + columns)
+    y = np.full_like(x, 7)
+    loops = numba._gate_planes(numba._at_once(columns, numba.COLUMNS), np.float64)
+    threads.run(loops, 5, x.size, [4, columns], [x.ravel(), y.ravel(), gates.ravel()])
+    np.testing.assert_allclose(y[:5], (x * gates[:, :4, None] * gates[:, None, 4:])[:5])
+    assert (y[5] == 7).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels of torch are linked to GNU OpenMP")
 def test_torchs_own_threads_are_found() -> None:
-    assert threads._openmp() is not None
-
-
-@pytest.mark.skipif(bool(ops.unavailable()["numba"]), reason="needs numba")
-@pytest.mark.parametrize("columns", [1, 3, 7, 9])
-def test_numba_spans_keep_to_themselves(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def backwards(work: Callable[[int, int], object], tasks: int, _: int) -> None:
-        for task in reversed(range(tasks)):  # what a span writes beyond its end is not overwritten
-            work(task, task + 1)
-
-    monkeypatch.setattr(threads, "share_out", backwards)
-    x = torch.randn(2, 3, 4, columns, dtype=torch.float64, requires_grad=True)
-    gradients = []
-    for name in ("numba", "plain"):
-        with ops.use(name):
-            pooled, handed_on = ops.pool_lines(x)
-            y = ops.gate_lines(handed_on, pooled)
-        gradients.append(torch.autograd.grad(y.square().sum(), x)[0])
-    torch.testing.assert_close(*gradients)
+    assert pytest.importorskip("gca.ops.threads", reason="needs numba")._openmp() is not None
