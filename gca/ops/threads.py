@@ -29,8 +29,8 @@ from numba.extending import intrinsic
 GRAIN = 32768  # elements that are worth a thread, as in torch's own kernels
 AS_PYTHON: bool = config.DISABLE_JIT  # type: ignore[attr-defined]
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-# Where in a job: first the piece that is next, then how many pieces and tasks there are and where arrays begin, then the
-# sizes, then address and length of every array.
+# A job: first the piece that is next, then how many pieces and tasks there are and where arrays begin, then the sizes,
+# then address and length of every array.
 _PIECES, _TASKS, _ARRAYS, _SIZES = 1, 2, 3, 4
 
 
