@@ -65,10 +65,20 @@ def axis_gate(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> Tensor:
 
 
 def pool_lines(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, Tensor]:
-    """:func:`axis_pool` side by side, rows first, as ``(B, C, H + W)``; and ``x`` for one :func:`gate_lines`.
+    """:func:`axis_pool` with rows and columns side by side, and ``x`` once more: for one :func:`gate_lines` alone.
 
     Gating that tensor instead of ``x`` gives the same values and the same gradients, with two thirds of the memory
     traffic of the backward pass. If anything else consumes it, backward raises a ``RuntimeError``.
+
+    Args:
+        x: ``(B, C, H, W)``, floating point.
+        pool: One of ``POOLS``.
+
+    Returns:
+        The descriptors, ``(B, C, H + W)``, those of the rows first; and ``x``.
+
+    Raises:
+        ImplementationError: If :func:`use` asks for an implementation that cannot take ``x``.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return plain.pool_lines(x, pool), x
@@ -82,7 +92,18 @@ def pool_lines(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, Tensor]:
 
 
 def gate_lines(x: Tensor, gates: Tensor) -> Tensor:
-    """:func:`axis_gate` by gates side by side, those of the rows first, as ``(B, C, H + W)``."""
+    """:func:`axis_gate` with the gates of rows and columns side by side.
+
+    Args:
+        x: ``(B, C, H, W)``, best the tensor that :func:`pool_lines` returned.
+        gates: ``(B, C, H + W)``, those of the rows first; cast to the dtype of ``x``.
+
+    Returns:
+        ``(B, C, H, W)`` in the dtype and memory format of ``x``.
+
+    Raises:
+        ImplementationError: If :func:`use` asks for an implementation that cannot take ``x``.
+    """
     gates = gates.to(x.dtype)
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return plain.gate_lines(x, gates)

@@ -34,9 +34,9 @@ def refuses(x: Tensor) -> str | None:
 def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]:
     """Descriptors of all lines, and their maxima where these are kept and ``kind`` has any."""
     use_mean, use_max = kind != "max", kind != "avg"
-    pooled = _lines(x)
-    peaks = _lines(x) if use_mean and use_max and keep_peaks else pooled
     keep_peaks &= use_max
+    pooled = _lines(x)
+    peaks = _lines(x) if keep_peaks and use_mean else pooled  # without a mean the maxima are the descriptors
     _run(_pool_planes, _pool_rows, x, [x], [pooled, peaks], use_mean, use_max, keep_peaks or not use_mean)
     return pooled, peaks if keep_peaks else None
 
@@ -118,10 +118,10 @@ def _pool_planes(lanes: int, dtype: Any) -> Any:
         x, pooled, peaks = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         # What rows have, and columns so far, vector by vector. Even where these overlap, each has a place of its own: a
         # load from what two stores wrote has to wait for both. Rows go in twos, to wait half as often.
-        sums_h, tops_h = np.empty(h + 1, x.dtype), np.empty(h + 1, x.dtype)
-        sums_w, tops_w = np.empty(w + lanes, x.dtype), np.empty(w + lanes, x.dtype)
-        zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
-        height, width = spread(x.dtype.type(h), lanes), x.dtype.type(w)
+        sums_h, tops_h = np.empty(h + 1, dtype), np.empty(h + 1, dtype)
+        sums_w, tops_w = np.empty(w + lanes, dtype), np.empty(w + lanes, dtype)
+        zero, lowest = spread(dtype(0), lanes), spread(dtype(-np.inf), lanes)
+        height, width = spread(dtype(h), lanes), dtype(w)
         first, last = take(job)
         while first < last:
             for n in range(first, last):
@@ -183,9 +183,9 @@ def _pool_rows(lanes: int, dtype: Any) -> Any:
         h, w, c = size(job, 0), size(job, 1), size(job, 2)
         use_mean, use_max, keep_peaks = size(job, 3) == 1, size(job, 4) == 1, size(job, 5) == 1
         x, pooled, peaks = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
-        sums, tops = np.empty((h + w) * lanes, x.dtype), np.empty((h + w) * lanes, x.dtype)
-        zero, lowest = spread(x.dtype.type(0), lanes), spread(x.dtype.type(-np.inf), lanes)
-        height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
+        sums, tops = np.empty((h + w) * lanes, dtype), np.empty((h + w) * lanes, dtype)
+        zero, lowest = spread(dtype(0), lanes), spread(dtype(-np.inf), lanes)
+        height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         vectors = -(-c // lanes)
         first, last = take(job)
         while first < last:
@@ -273,14 +273,10 @@ def _gate_backward_planes(lanes: int, dtype: Any) -> Any:
     @compiled
     def loops(job: Any) -> None:
         h, w = size(job, 0), size(job, 1)
-        grad, x, gates, grad_gates = (
-            array(job, 0, dtype),
-            array(job, 1, dtype),
-            array(job, 2, dtype),
-            array(job, 3, dtype),
-        )
-        sums_h, sums_w = np.empty(h + 1, x.dtype), np.empty(w + lanes, x.dtype)
-        zero = spread(x.dtype.type(0), lanes)
+        grad, x = array(job, 0, dtype), array(job, 1, dtype)
+        gates, grad_gates = array(job, 2, dtype), array(job, 3, dtype)
+        sums_h, sums_w = np.empty(h + 1, dtype), np.empty(w + lanes, dtype)
+        zero = spread(dtype(0), lanes)
         first, last = take(job)
         while first < last:
             for n in range(first, last):
@@ -315,14 +311,10 @@ def _gate_backward_rows(lanes: int, dtype: Any) -> Any:
     @compiled
     def loops(job: Any) -> None:
         h, w, c = size(job, 0), size(job, 1), size(job, 2)
-        grad, x, gates, grad_gates = (
-            array(job, 0, dtype),
-            array(job, 1, dtype),
-            array(job, 2, dtype),
-            array(job, 3, dtype),
-        )
-        sums = np.empty(w * lanes, x.dtype)  # of columns
-        zero = spread(x.dtype.type(0), lanes)
+        grad, x = array(job, 0, dtype), array(job, 1, dtype)
+        gates, grad_gates = array(job, 2, dtype), array(job, 3, dtype)
+        sums = np.empty(w * lanes, dtype)  # of columns
+        zero = spread(dtype(0), lanes)
         vectors = -(-c // lanes)
         first, last = take(job)
         while first < last:
@@ -351,19 +343,13 @@ def _pool_backward_planes(lanes: int, dtype: Any) -> Any:
     def loops(job: Any) -> None:
         h, w = size(job, 0), size(job, 1)
         use_mean, use_max = size(job, 2) == 1, size(job, 3) == 1
-        x, grad, result, gates, peaks, grad_pooled = (
-            array(job, 0, dtype),
-            array(job, 1, dtype),
-            array(job, 2, dtype),
-            array(job, 3, dtype),
-            array(job, 4, dtype),
-            array(job, 5, dtype),
-        )
+        x, grad, result = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
+        gates, peaks, grad_pooled = array(job, 3, dtype), array(job, 4, dtype), array(job, 5, dtype)
         # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
-        every_h, share_h = np.zeros(h, x.dtype), np.zeros(h, x.dtype)
-        every_w, share_w = np.zeros(w + lanes, x.dtype), np.zeros(w + lanes, x.dtype)
-        zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
-        nothing, height, width = x.dtype.type(0), spread(x.dtype.type(h), lanes), x.dtype.type(w)
+        every_h, share_h = np.zeros(h, dtype), np.zeros(h, dtype)
+        every_w, share_w = np.zeros(w + lanes, dtype), np.zeros(w + lanes, dtype)
+        zero, one = spread(dtype(0), lanes), spread(dtype(1), lanes)
+        nothing, height, width = dtype(0), spread(dtype(h), lanes), dtype(w)
         first, last = take(job)
         while first < last:
             for n in range(first, last):
@@ -417,21 +403,15 @@ def _pool_backward_rows(lanes: int, dtype: Any) -> Any:
     def loops(job: Any) -> None:
         h, w, c = size(job, 0), size(job, 1), size(job, 2)
         use_mean, use_max = size(job, 3) == 1, size(job, 4) == 1
-        x, grad, result, gates, peaks, grad_pooled = (
-            array(job, 0, dtype),
-            array(job, 1, dtype),
-            array(job, 2, dtype),
-            array(job, 3, dtype),
-            array(job, 4, dtype),
-            array(job, 5, dtype),
-        )
+        x, grad, result = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
+        gates, peaks, grad_pooled = array(job, 3, dtype), array(job, 4, dtype), array(job, 5, dtype)
         # Of rows, then of columns: gates and maxima side by side; what all elements get, and how many maxima there are,
         # then what these get.
         extent = (h + w) * lanes
-        near_gates, near_peaks = np.empty(extent, x.dtype), np.empty(extent, x.dtype)
-        every, share = np.empty(extent, x.dtype), np.empty(extent, x.dtype)
-        zero, one = spread(x.dtype.type(0), lanes), spread(x.dtype.type(1), lanes)
-        height, width = spread(x.dtype.type(h), lanes), spread(x.dtype.type(w), lanes)
+        near_gates, near_peaks = np.empty(extent, dtype), np.empty(extent, dtype)
+        every, share = np.empty(extent, dtype), np.empty(extent, dtype)
+        zero, one = spread(dtype(0), lanes), spread(dtype(1), lanes)
+        height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         vectors = -(-c // lanes)
         first, last = take(job)
         while first < last:
