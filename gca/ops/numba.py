@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gca.ops.lanes import has_nan, larger, largest, load, spread, store, total, where_equal, without
-from gca.ops.threads import array, compiled, run, size, take
+from gca.ops.threads import array, compiled, run, size, tasks
 
 COLUMNS, CHANNELS = (8, 4, 1), (64, 8, 1)  # how many are computed at once, of those that there are
 
@@ -95,14 +95,14 @@ def _run(
     b, c, h, w = x.shape
     dtype = np.float32 if x.dtype == torch.float32 else np.float64
     if x.is_contiguous():
-        loops, tasks, sizes = planes(_at_once(w, COLUMNS), dtype), b * c, [h, w]
+        loops, count, sizes = planes(_at_once(w, COLUMNS), dtype), b * c, [h, w]
         arrays = [t.detach().contiguous() for t in large + small]
     else:
         at_once = _at_once(c, CHANNELS)
-        loops, tasks, sizes = rows(at_once, dtype), b * (h if by_row else -(-c // at_once)), [h, w, c]
+        loops, count, sizes = rows(at_once, dtype), b * (h if by_row else -(-c // at_once)), [h, w, c]
         arrays = [t.detach().permute(0, 2, 3, 1) for t in large]
         arrays += [t.detach().transpose(1, 2).contiguous() for t in small]
-    run(loops, tasks, x.numel(), [*sizes, *flags], [array.view(-1).numpy() for array in arrays])
+    run(loops, count, x.numel(), [*sizes, *flags], [array.view(-1).numpy() for array in arrays])
 
 
 def _at_once(length: int, choices: tuple[int, ...]) -> int:
@@ -122,56 +122,53 @@ def _pool_planes(lanes: int, dtype: Any) -> Any:
         sums_w, tops_w = np.empty(w + lanes, dtype), np.empty(w + lanes, dtype)
         zero, lowest = spread(dtype(0), lanes), spread(dtype(-np.inf), lanes)
         height, width = spread(dtype(h), lanes), dtype(w)
-        first, last = take(job)
-        while first < last:
-            for n in range(first, last):
-                plane, line = n * h * w, n * (h + w)
-                sums_w[:] = 0
-                tops_w[:] = -np.inf
-                for i in range(0, h, 2):
-                    two = i + 1 < h
-                    total_0 = total_1 = zero
-                    top_0 = top_1 = lowest
-                    for vector in range(0, w, lanes):
-                        j = min(vector, w - lanes)
-                        v_0 = load(x, plane + i * w + j, lanes)
-                        v_1 = load(x, plane + (i + 1) * w + j, lanes) if two else zero
-                        store(sums_w, vector, load(sums_w, vector, lanes) + (v_0 + v_1))
-                        if use_max:
-                            top_0 = larger(v_0, top_0)
-                            top = larger(v_0, load(tops_w, vector, lanes))
-                            if two:
-                                top_1 = larger(v_1, top_1)
-                                top = larger(v_1, top)
-                            store(tops_w, vector, top)
-                        if j < vector:
-                            v_0, v_1 = without(v_0, vector - j), without(v_1, vector - j)
-                        total_0, total_1 = total_0 + v_0, total_1 + v_1
-                    sums_h[i], sums_h[i + 1] = total(total_0), total(total_1)
-                    if use_max:
-                        tops_h[i], tops_h[i + 1] = largest(top_0), largest(top_1)
-                for i in range(h):
-                    if use_mean:
-                        mean = sums_h[i] / width
-                        pooled[line + i] = mean + tops_h[i] if use_max else mean
-                    if keep_peaks:
-                        peaks[line + i] = tops_h[i]
-                nan = False
+        for n in tasks(job):
+            plane, line = n * h * w, n * (h + w)
+            sums_w[:] = 0
+            tops_w[:] = -np.inf
+            for i in range(0, h, 2):
+                two = i + 1 < h
+                total_0 = total_1 = zero
+                top_0 = top_1 = lowest
                 for vector in range(0, w, lanes):
-                    at = line + h + min(vector, w - lanes)
-                    column, top = load(sums_w, vector, lanes), load(tops_w, vector, lanes)
-                    if use_mean:
-                        store(pooled, at, column / height + top if use_max else column / height)
-                    if keep_peaks:
-                        store(peaks, at, top)
-                        nan |= has_nan(column)
-                if nan:  # a line with a NaN has a NaN sum: only then look at it closely
-                    image = x[plane : plane + h * w].reshape(h, w)
-                    for i in range(h):
-                        peaks[line + i] = np.max(image[i])
-                    for j in range(w):
-                        peaks[line + h + j] = np.max(image[:, j])
-            first, last = take(job)
+                    j = min(vector, w - lanes)
+                    v_0 = load(x, plane + i * w + j, lanes)
+                    v_1 = load(x, plane + (i + 1) * w + j, lanes) if two else zero
+                    store(sums_w, vector, load(sums_w, vector, lanes) + (v_0 + v_1))
+                    if use_max:
+                        top_0 = larger(v_0, top_0)
+                        top = larger(v_0, load(tops_w, vector, lanes))
+                        if two:
+                            top_1 = larger(v_1, top_1)
+                            top = larger(v_1, top)
+                        store(tops_w, vector, top)
+                    if j < vector:
+                        v_0, v_1 = without(v_0, vector - j), without(v_1, vector - j)
+                    total_0, total_1 = total_0 + v_0, total_1 + v_1
+                sums_h[i], sums_h[i + 1] = total(total_0), total(total_1)
+                if use_max:
+                    tops_h[i], tops_h[i + 1] = largest(top_0), largest(top_1)
+            for i in range(h):
+                if use_mean:
+                    mean = sums_h[i] / width
+                    pooled[line + i] = mean + tops_h[i] if use_max else mean
+                if keep_peaks:
+                    peaks[line + i] = tops_h[i]
+            nan = False
+            for vector in range(0, w, lanes):
+                at = line + h + min(vector, w - lanes)
+                column, top = load(sums_w, vector, lanes), load(tops_w, vector, lanes)
+                if use_mean:
+                    store(pooled, at, column / height + top if use_max else column / height)
+                if keep_peaks:
+                    store(peaks, at, top)
+                    nan |= has_nan(column)
+            if nan:  # a line with a NaN has a NaN sum: only then look at it closely
+                image = x[plane : plane + h * w].reshape(h, w)
+                for i in range(h):
+                    peaks[line + i] = np.max(image[i])
+                for j in range(w):
+                    peaks[line + h + j] = np.max(image[:, j])
 
     return loops
 
@@ -187,42 +184,39 @@ def _pool_rows(lanes: int, dtype: Any) -> Any:
         zero, lowest = spread(dtype(0), lanes), spread(dtype(-np.inf), lanes)
         height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         vectors = -(-c // lanes)
-        first, last = take(job)
-        while first < last:
-            for task in range(first, last):
-                n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-                sums[h * lanes :] = 0
-                tops[h * lanes :] = -np.inf
-                for i in range(h):
-                    row, top = zero, lowest
+        for task in tasks(job):
+            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+            sums[h * lanes :] = 0
+            tops[h * lanes :] = -np.inf
+            for i in range(h):
+                row, top = zero, lowest
+                for j in range(w):
+                    column = (h + j) * lanes
+                    v = load(x, ((n * h + i) * w + j) * c + k, lanes)
+                    row = row + v
+                    store(sums, column, load(sums, column, lanes) + v)
+                    if use_max:
+                        top = larger(v, top)
+                        store(tops, column, larger(v, load(tops, column, lanes)))
+                store(sums, i * lanes, row)
+                store(tops, i * lanes, top)
+            nan = False
+            for line in range(h + w):
+                at = (n * (h + w) + line) * c + k
+                summed, top = load(sums, line * lanes, lanes), load(tops, line * lanes, lanes)
+                if use_mean:
+                    mean = summed / (width if line < h else height)
+                    store(pooled, at, mean + top if use_max else mean)
+                if keep_peaks:
+                    store(peaks, at, top)
+                    nan |= has_nan(summed)
+            if nan:  # a line with a NaN has a NaN sum: only then look at it closely
+                image = x[n * h * w * c : (n + 1) * h * w * c].reshape(h, w, c)
+                for channel in range(k, k + lanes):
+                    for i in range(h):
+                        peaks[(n * (h + w) + i) * c + channel] = np.max(image[i, :, channel])
                     for j in range(w):
-                        column = (h + j) * lanes
-                        v = load(x, ((n * h + i) * w + j) * c + k, lanes)
-                        row = row + v
-                        store(sums, column, load(sums, column, lanes) + v)
-                        if use_max:
-                            top = larger(v, top)
-                            store(tops, column, larger(v, load(tops, column, lanes)))
-                    store(sums, i * lanes, row)
-                    store(tops, i * lanes, top)
-                nan = False
-                for line in range(h + w):
-                    at = (n * (h + w) + line) * c + k
-                    summed, top = load(sums, line * lanes, lanes), load(tops, line * lanes, lanes)
-                    if use_mean:
-                        mean = summed / (width if line < h else height)
-                        store(pooled, at, mean + top if use_max else mean)
-                    if keep_peaks:
-                        store(peaks, at, top)
-                        nan |= has_nan(summed)
-                if nan:  # a line with a NaN has a NaN sum: only then look at it closely
-                    image = x[n * h * w * c : (n + 1) * h * w * c].reshape(h, w, c)
-                    for channel in range(k, k + lanes):
-                        for i in range(h):
-                            peaks[(n * (h + w) + i) * c + channel] = np.max(image[i, :, channel])
-                        for j in range(w):
-                            peaks[(n * (h + w) + h + j) * c + channel] = np.max(image[:, j, channel])
-            first, last = take(job)
+                        peaks[(n * (h + w) + h + j) * c + channel] = np.max(image[:, j, channel])
 
     return loops
 
@@ -233,16 +227,13 @@ def _gate_planes(lanes: int, dtype: Any) -> Any:
     def loops(job: Any) -> None:
         h, w = size(job, 0), size(job, 1)
         x, y, gates = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
-        first, last = take(job)
-        while first < last:
-            for n in range(first, last):
-                line = n * (h + w)
-                for i in range(h):
-                    row, start = spread(gates[line + i], lanes), (n * h + i) * w
-                    for vector in range(0, w, lanes):
-                        j = min(vector, w - lanes)
-                        store(y, start + j, load(x, start + j, lanes) * row * load(gates, line + h + j, lanes))
-            first, last = take(job)
+        for n in tasks(job):
+            line = n * (h + w)
+            for i in range(h):
+                row, start = spread(gates[line + i], lanes), (n * h + i) * w
+                for vector in range(0, w, lanes):
+                    j = min(vector, w - lanes)
+                    store(y, start + j, load(x, start + j, lanes) * row * load(gates, line + h + j, lanes))
 
     return loops
 
@@ -253,17 +244,14 @@ def _gate_rows(lanes: int, dtype: Any) -> Any:
     def loops(job: Any) -> None:
         h, w, c = size(job, 0), size(job, 1), size(job, 2)
         x, y, gates = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
-        first, last = take(job)
-        while first < last:
-            for task in range(first, last):  # one row of one image, whole, in the order of memory
-                line, i = task // h * (h + w), task % h
-                for j in range(w):
-                    for vector in range(0, c, lanes):
-                        k = min(vector, c - lanes)
-                        at = (task * w + j) * c + k
-                        both = load(gates, (line + i) * c + k, lanes) * load(gates, (line + h + j) * c + k, lanes)
-                        store(y, at, load(x, at, lanes) * both)
-            first, last = take(job)
+        for task in tasks(job):  # one row of one image, whole, in the order of memory
+            line, i = task // h * (h + w), task % h
+            for j in range(w):
+                for vector in range(0, c, lanes):
+                    k = min(vector, c - lanes)
+                    at = (task * w + j) * c + k
+                    both = load(gates, (line + i) * c + k, lanes) * load(gates, (line + h + j) * c + k, lanes)
+                    store(y, at, load(x, at, lanes) * both)
 
     return loops
 
@@ -277,31 +265,28 @@ def _gate_backward_planes(lanes: int, dtype: Any) -> Any:
         gates, grad_gates = array(job, 2, dtype), array(job, 3, dtype)
         sums_h, sums_w = np.empty(h + 1, dtype), np.empty(w + lanes, dtype)
         zero = spread(dtype(0), lanes)
-        first, last = take(job)
-        while first < last:
-            for n in range(first, last):
-                line = n * (h + w)
-                sums_w[:] = 0
-                for i in range(0, h, 2):
-                    two, start = i + 1 < h, (n * h + i) * w
-                    row_0 = row_1 = zero
-                    gate_0 = spread(gates[line + i], lanes)
-                    gate_1 = spread(gates[line + i + 1], lanes) if two else zero
-                    for vector in range(0, w, lanes):
-                        j = min(vector, w - lanes)
-                        gate = load(gates, line + h + j, lanes)
-                        product_0 = load(grad, start + j, lanes) * load(x, start + j, lanes)
-                        product_1 = load(grad, start + w + j, lanes) * load(x, start + w + j, lanes) if two else zero
-                        store(sums_w, vector, load(sums_w, vector, lanes) + (product_0 * gate_0 + product_1 * gate_1))
-                        product_0, product_1 = product_0 * gate, product_1 * gate
-                        if j < vector:
-                            product_0, product_1 = without(product_0, vector - j), without(product_1, vector - j)
-                        row_0, row_1 = row_0 + product_0, row_1 + product_1
-                    sums_h[i], sums_h[i + 1] = total(row_0), total(row_1)
-                grad_gates[line : line + h] = sums_h[:h]
+        for n in tasks(job):
+            line = n * (h + w)
+            sums_w[:] = 0
+            for i in range(0, h, 2):
+                two, start = i + 1 < h, (n * h + i) * w
+                row_0 = row_1 = zero
+                gate_0 = spread(gates[line + i], lanes)
+                gate_1 = spread(gates[line + i + 1], lanes) if two else zero
                 for vector in range(0, w, lanes):
-                    store(grad_gates, line + h + min(vector, w - lanes), load(sums_w, vector, lanes))
-            first, last = take(job)
+                    j = min(vector, w - lanes)
+                    gate = load(gates, line + h + j, lanes)
+                    product_0 = load(grad, start + j, lanes) * load(x, start + j, lanes)
+                    product_1 = load(grad, start + w + j, lanes) * load(x, start + w + j, lanes) if two else zero
+                    store(sums_w, vector, load(sums_w, vector, lanes) + (product_0 * gate_0 + product_1 * gate_1))
+                    product_0, product_1 = product_0 * gate, product_1 * gate
+                    if j < vector:
+                        product_0, product_1 = without(product_0, vector - j), without(product_1, vector - j)
+                    row_0, row_1 = row_0 + product_0, row_1 + product_1
+                sums_h[i], sums_h[i + 1] = total(row_0), total(row_1)
+            grad_gates[line : line + h] = sums_h[:h]
+            for vector in range(0, w, lanes):
+                store(grad_gates, line + h + min(vector, w - lanes), load(sums_w, vector, lanes))
 
     return loops
 
@@ -316,23 +301,20 @@ def _gate_backward_rows(lanes: int, dtype: Any) -> Any:
         sums = np.empty(w * lanes, dtype)  # of columns
         zero = spread(dtype(0), lanes)
         vectors = -(-c // lanes)
-        first, last = take(job)
-        while first < last:
-            for task in range(first, last):
-                n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-                line = n * (h + w)
-                sums[:] = 0
-                for i in range(h):
-                    gate, row = load(gates, (line + i) * c + k, lanes), zero
-                    for j in range(w):
-                        at = ((n * h + i) * w + j) * c + k
-                        product = load(grad, at, lanes) * load(x, at, lanes)
-                        row = row + product * load(gates, (line + h + j) * c + k, lanes)
-                        store(sums, j * lanes, load(sums, j * lanes, lanes) + product * gate)
-                    store(grad_gates, (line + i) * c + k, row)
+        for task in tasks(job):
+            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+            line = n * (h + w)
+            sums[:] = 0
+            for i in range(h):
+                gate, row = load(gates, (line + i) * c + k, lanes), zero
                 for j in range(w):
-                    store(grad_gates, (line + h + j) * c + k, load(sums, j * lanes, lanes))
-            first, last = take(job)
+                    at = ((n * h + i) * w + j) * c + k
+                    product = load(grad, at, lanes) * load(x, at, lanes)
+                    row = row + product * load(gates, (line + h + j) * c + k, lanes)
+                    store(sums, j * lanes, load(sums, j * lanes, lanes) + product * gate)
+                store(grad_gates, (line + i) * c + k, row)
+            for j in range(w):
+                store(grad_gates, (line + h + j) * c + k, load(sums, j * lanes, lanes))
 
     return loops
 
@@ -350,49 +332,46 @@ def _pool_backward_planes(lanes: int, dtype: Any) -> Any:
         every_w, share_w = np.zeros(w + lanes, dtype), np.zeros(w + lanes, dtype)
         zero, one = spread(dtype(0), lanes), spread(dtype(1), lanes)
         nothing, height, width = dtype(0), spread(dtype(h), lanes), dtype(w)
-        first, last = take(job)
-        while first < last:
-            for n in range(first, last):
-                plane, line = n * h * w, n * (h + w)
-                share_w[:] = 0
-                if use_max:
-                    for i in range(h):
-                        peak, ties = spread(peaks[line + i], lanes), zero
-                        for vector in range(0, w, lanes):
-                            j = min(vector, w - lanes)
-                            v = load(x, plane + i * w + j, lanes)
-                            tie = where_equal(v, load(peaks, line + h + j, lanes), one)
-                            store(share_w, vector, load(share_w, vector, lanes) + tie)
-                            tie = where_equal(v, peak, one)
-                            ties = ties + (without(tie, vector - j) if j < vector else tie)
-                        share_h[i] = total(ties)
+        for n in tasks(job):
+            plane, line = n * h * w, n * (h + w)
+            share_w[:] = 0
+            if use_max:
                 for i in range(h):
-                    every_h[i] = grad_pooled[line + i] / width if use_mean else nothing
-                    if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                        every_h[i] += nothing / share_h[i]
-                        share_h[i] = grad_pooled[line + i] / share_h[i]
-                for vector in range(0, w, lanes):
-                    grads = load(grad_pooled, line + h + min(vector, w - lanes), lanes)
-                    every = grads / height if use_mean else zero
-                    if use_max:
-                        ties = load(share_w, vector, lanes)
-                        every = every + zero / ties
-                        store(share_w, vector, grads / ties)
-                    store(every_w, vector, every)
-                for i in range(h):
-                    gate, peak = spread(gates[line + i], lanes), spread(peaks[line + i], lanes)
-                    every, share = spread(every_h[i], lanes), spread(share_h[i], lanes)
+                    peak, ties = spread(peaks[line + i], lanes), zero
                     for vector in range(0, w, lanes):
                         j = min(vector, w - lanes)
-                        at = plane + i * w + j
-                        above = load(grad, at, lanes) * gate * load(gates, line + h + j, lanes)
-                        value = above + (every + load(every_w, vector, lanes))
-                        if use_max:
-                            v = load(x, at, lanes)
-                            at_max = where_equal(v, load(peaks, line + h + j, lanes), load(share_w, vector, lanes))
-                            value = value + (where_equal(v, peak, share) + at_max)
-                        store(result, at, value)
-            first, last = take(job)
+                        v = load(x, plane + i * w + j, lanes)
+                        tie = where_equal(v, load(peaks, line + h + j, lanes), one)
+                        store(share_w, vector, load(share_w, vector, lanes) + tie)
+                        tie = where_equal(v, peak, one)
+                        ties = ties + (without(tie, vector - j) if j < vector else tie)
+                    share_h[i] = total(ties)
+            for i in range(h):
+                every_h[i] = grad_pooled[line + i] / width if use_mean else nothing
+                if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                    every_h[i] += nothing / share_h[i]
+                    share_h[i] = grad_pooled[line + i] / share_h[i]
+            for vector in range(0, w, lanes):
+                grads = load(grad_pooled, line + h + min(vector, w - lanes), lanes)
+                every = grads / height if use_mean else zero
+                if use_max:
+                    ties = load(share_w, vector, lanes)
+                    every = every + zero / ties
+                    store(share_w, vector, grads / ties)
+                store(every_w, vector, every)
+            for i in range(h):
+                gate, peak = spread(gates[line + i], lanes), spread(peaks[line + i], lanes)
+                every, share = spread(every_h[i], lanes), spread(share_h[i], lanes)
+                for vector in range(0, w, lanes):
+                    j = min(vector, w - lanes)
+                    at = plane + i * w + j
+                    above = load(grad, at, lanes) * gate * load(gates, line + h + j, lanes)
+                    value = above + (every + load(every_w, vector, lanes))
+                    if use_max:
+                        v = load(x, at, lanes)
+                        at_max = where_equal(v, load(peaks, line + h + j, lanes), load(share_w, vector, lanes))
+                        value = value + (where_equal(v, peak, share) + at_max)
+                    store(result, at, value)
 
     return loops
 
@@ -413,46 +392,43 @@ def _pool_backward_rows(lanes: int, dtype: Any) -> Any:
         zero, one = spread(dtype(0), lanes), spread(dtype(1), lanes)
         height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         vectors = -(-c // lanes)
-        first, last = take(job)
-        while first < last:
-            for task in range(first, last):
-                n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-                for line in range(h + w):
-                    at = (n * (h + w) + line) * c + k
-                    store(near_gates, line * lanes, load(gates, at, lanes))
-                    store(near_peaks, line * lanes, load(peaks, at, lanes))
-                    store(share, line * lanes, zero)
-                if use_max:
-                    for i in range(h):
-                        peak, ties = load(near_peaks, i * lanes, lanes), zero
-                        for j in range(w):
-                            column = (h + j) * lanes
-                            v = load(x, ((n * h + i) * w + j) * c + k, lanes)
-                            ties = ties + where_equal(v, peak, one)
-                            tie = where_equal(v, load(near_peaks, column, lanes), one)
-                            store(share, column, load(share, column, lanes) + tie)
-                        store(share, i * lanes, ties)
-                for line in range(h + w):
-                    grads = load(grad_pooled, (n * (h + w) + line) * c + k, lanes)
-                    for_all = grads / (width if line < h else height) if use_mean else zero
-                    if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                        ties = load(share, line * lanes, lanes)
-                        for_all = for_all + zero / ties
-                        store(share, line * lanes, grads / ties)
-                    store(every, line * lanes, for_all)
+        for task in tasks(job):
+            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+            for line in range(h + w):
+                at = (n * (h + w) + line) * c + k
+                store(near_gates, line * lanes, load(gates, at, lanes))
+                store(near_peaks, line * lanes, load(peaks, at, lanes))
+                store(share, line * lanes, zero)
+            if use_max:
                 for i in range(h):
-                    row = i * lanes
-                    gate, peak = load(near_gates, row, lanes), load(near_peaks, row, lanes)
-                    of_row, share_of_row = load(every, row, lanes), load(share, row, lanes)
+                    peak, ties = load(near_peaks, i * lanes, lanes), zero
                     for j in range(w):
-                        at, column = ((n * h + i) * w + j) * c + k, (h + j) * lanes
-                        above = load(grad, at, lanes) * gate * load(near_gates, column, lanes)
-                        value = above + (of_row + load(every, column, lanes))
-                        if use_max:
-                            v = load(x, at, lanes)
-                            at_max = where_equal(v, load(near_peaks, column, lanes), load(share, column, lanes))
-                            value = value + (where_equal(v, peak, share_of_row) + at_max)
-                        store(result, at, value)
-            first, last = take(job)
+                        column = (h + j) * lanes
+                        v = load(x, ((n * h + i) * w + j) * c + k, lanes)
+                        ties = ties + where_equal(v, peak, one)
+                        tie = where_equal(v, load(near_peaks, column, lanes), one)
+                        store(share, column, load(share, column, lanes) + tie)
+                    store(share, i * lanes, ties)
+            for line in range(h + w):
+                grads = load(grad_pooled, (n * (h + w) + line) * c + k, lanes)
+                for_all = grads / (width if line < h else height) if use_mean else zero
+                if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                    ties = load(share, line * lanes, lanes)
+                    for_all = for_all + zero / ties
+                    store(share, line * lanes, grads / ties)
+                store(every, line * lanes, for_all)
+            for i in range(h):
+                row = i * lanes
+                gate, peak = load(near_gates, row, lanes), load(near_peaks, row, lanes)
+                of_row, share_of_row = load(every, row, lanes), load(share, row, lanes)
+                for j in range(w):
+                    at, column = ((n * h + i) * w + j) * c + k, (h + j) * lanes
+                    above = load(grad, at, lanes) * gate * load(near_gates, column, lanes)
+                    value = above + (of_row + load(every, column, lanes))
+                    if use_max:
+                        v = load(x, at, lanes)
+                        at_max = where_equal(v, load(near_peaks, column, lanes), load(share, column, lanes))
+                        value = value + (where_equal(v, peak, share_of_row) + at_max)
+                    store(result, at, value)
 
     return loops

@@ -6,16 +6,14 @@ very threads, through ``GOMP_parallel`` of the runtime that torch is linked to. 
 Windows), Python threads do it. What they call is machine code: a thread that waits for the interpreter's lock, and has
 to be woken up for it, comes too late for loops of a tenth of a millisecond.
 
-A loop function takes a job and nothing else, asks for its sizes and arrays by number, and does tasks as long as it can
-:func:`take` some.
+A loop function takes a job and nothing else, asks for its sizes and arrays by number, and goes over its :func:`tasks`.
 """
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +42,12 @@ def compiled(loops: Callable[[Any], None]) -> Any:
 
 def run(loops: Any, tasks: int, elements: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
     """Do ``tasks``, on several threads if ``elements`` are many."""
+    if AS_PYTHON:
+        loops(_Job(tasks, sizes, arrays))
+        return
     threads = min(torch.get_num_threads(), tasks, max(1, elements // GRAIN))
     # More pieces than threads: one that is held up leaves its share to the others.
     pieces = 1 if threads == 1 else min(2 * threads, tasks)
-    if AS_PYTHON:
-        loops(_Job(tasks, pieces, sizes, arrays))
-        return
     places = [place for array in arrays for place in (array.ctypes.data, array.size)]
     job = np.array([0, pieces, tasks, _SIZES + len(sizes), *sizes, *places], np.int64)
     where = job.ctypes.data
@@ -69,12 +67,8 @@ def run(loops: Any, tasks: int, elements: int, sizes: Sequence[int], arrays: Seq
 class _Job:
     """What a loop function is given where it is not compiled."""
 
-    def __init__(self, tasks: int, pieces: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
-        self.sizes, self.arrays = sizes, arrays
-        self.spans = list(pairwise(tasks * k // pieces for k in range(pieces + 1)))
-
-    def take(self) -> tuple[int, int]:
-        return self.spans.pop() if self.spans else (0, 0)
+    def __init__(self, tasks: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
+        self.tasks, self.sizes, self.arrays = tasks, sizes, arrays
 
 
 def _in_python(meaning: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -94,14 +88,15 @@ def array(job: Any, number: int, dtype: Any) -> Any:
     return carray(_pointer(job[place]), job[place + 1], dtype)  # type: ignore[call-arg]  # numba passes the first
 
 
-@_in_python(_Job.take)
-def take(job: Any) -> tuple[int, int]:
-    """The first of the next tasks to do, and the first after them; twice the same when all are taken."""
+@_in_python(lambda job: range(job.tasks))
+def tasks(job: Any) -> Iterator[int]:
+    """The tasks that a thread is to do, one after the other: more of them as long as there are any."""
+    pieces, count = job[_PIECES], job[_TASKS]
     piece: int = _add_one(job)  # type: ignore[call-arg]
-    pieces, tasks = job[_PIECES], job[_TASKS]
-    if piece >= pieces:
-        return 0, 0
-    return tasks * piece // pieces, tasks * (piece + 1) // pieces
+    while piece < pieces:
+        for task in range(count * piece // pieces, count * (piece + 1) // pieces):  # noqa: UP028  # unknown to numba
+            yield task
+        piece = _add_one(job)  # type: ignore[call-arg]
 
 
 @intrinsic

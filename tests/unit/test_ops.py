@@ -181,15 +181,13 @@ def test_numba_after_a_fork(x: Tensor, threads: Any, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_every_task_is_done_once(number: int, tasks: int, threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: number)
-    array, size, take = threads.array, threads.size, threads.take
+    array, size, tasks_of = threads.array, threads.size, threads.tasks
 
     @threads.compiled
     def count(job: Any) -> None:
         done, step = array(job, 0, np.float32), size(job, 1)
-        first, last = take(job)
-        while first < last:
-            done[first:last] += step
-            first, last = take(job)
+        for task in tasks_of(job):
+            done[task] += step
 
     done = np.zeros(tasks + 1, np.float32)
     threads.run(count, tasks, tasks, [7, 2], [done])
