@@ -67,11 +67,12 @@ class _Pool(Function):
                     "use axis_pool and the original x instead"
                 )
             _, grad_x, gates = sent
-        if _differentiable(x, grad_pooled, grad_x):
-            if grad_x is not None and gates is not None:
-                grad_x = plain.gate_lines(grad_x, gates)
-            if grad_pooled is None:
-                return grad_x, None, None
+        as_formula = _differentiable(x, grad_pooled, grad_x)
+        if grad_x is not None and gates is not None and (as_formula or grad_pooled is None):
+            grad_x = plain.gate_lines(grad_x, gates) if as_formula else ctx.kernels.gate(grad_x, gates)
+        if grad_pooled is None:  # the descriptors were not used
+            return grad_x, None, None
+        if as_formula:
             total = plain.pool_lines_gradient(x, peaks, grad_pooled, ctx.kind)
             return total if grad_x is None else total + grad_x, None, None
         if grad_x is not None:

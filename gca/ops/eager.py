@@ -107,13 +107,11 @@ class _Lines(NamedTuple):
 
 
 def pool_backward(
-    x: Tensor, peaks: Tensor | None, grad_pooled: Tensor | None, kind: str, grad: Tensor | None, gates: Tensor | None
+    x: Tensor, peaks: Tensor | None, grad_pooled: Tensor, kind: str, grad: Tensor | None, gates: Tensor | None
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
     order, turned = _order(x), _order_to_reduce(x)
-    if grad_pooled is None:
-        grad_pooled = x.new_zeros(*x.shape[:2], sum(x.shape[2:]))
     shares = turned.rows_and_columns(x, _wide(grad_pooled))
     tops = (None, None) if peaks is None else turned.rows_and_columns(x, _wide(peaks))
     lines = [

@@ -56,13 +56,11 @@ def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
 
 
 def pool_backward(
-    x: Tensor, peaks: Tensor | None, grad_pooled: Tensor | None, kind: str, grad: Tensor | None, gates: Tensor | None
+    x: Tensor, peaks: Tensor | None, grad_pooled: Tensor, kind: str, grad: Tensor | None, gates: Tensor | None
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     b, c, h, w = x.shape
     result = torch.empty_like(x)
-    if grad_pooled is None:
-        grad_pooled = x.new_zeros(b, c, h + w)
     if grad is None:
         grad = torch.zeros_like(x)
     if gates is None:

@@ -76,12 +76,11 @@ def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
 
 
 def pool_backward(
-    x: Tensor, _: None, grad_pooled: Tensor | None, kind: str, grad: Tensor | None, gates: Tensor | None
+    x: Tensor, _: None, grad_pooled: Tensor, kind: str, grad: Tensor | None, gates: Tensor | None
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
-    b, c, h, w = x.shape
     result = torch.empty_like(x)
-    small = _split(x.new_zeros(b, c, h + w) if grad_pooled is None else grad_pooled, x)
+    small = _split(grad_pooled, x)
     gates_or_none = (None, None) if gates is None else _split(gates, x)
     flags = {"MEAN": kind != "max", "MAX": kind != "avg", "GRAD": grad is not None, "GATES": gates is not None}
     tensors = (x, grad, *gates_or_none, *small, result)
