@@ -52,16 +52,14 @@ def run(loops: Any, tasks: int, elements: int, sizes: Sequence[int], arrays: Seq
     job = np.array([0, pieces, tasks, _SIZES + len(sizes), *sizes, *places], np.int64)
     where = job.ctypes.data
     parallel = None if _forked else _openmp()
-    if threads == 1:
-        _FUNCTION(loops.address)(where)
-    elif parallel is not None:
+    if threads > 1 and parallel is not None:
         parallel(loops.address, where, threads, 0)
-    else:
-        function = _FUNCTION(loops.address)
-        others = [_pool().submit(function, where) for _ in range(threads - 1)]
-        function(where)
-        for other in others:
-            other.result()
+        return
+    function = _FUNCTION(loops.address)
+    others = [_pool().submit(function, where) for _ in range(threads - 1)]
+    function(where)
+    for other in others:
+        other.result()
 
 
 class _Job:
@@ -96,7 +94,7 @@ def tasks(job: Any) -> Iterator[int]:
     while piece < pieces:
         for task in range(count * piece // pieces, count * (piece + 1) // pieces):  # noqa: UP028  # unknown to numba
             yield task
-        piece = _add_one(job)  # type: ignore[call-arg]
+        piece = _add_one(job)
 
 
 @intrinsic
