@@ -97,54 +97,46 @@ def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     return grad_gates
 
 
-class _Lines(NamedTuple):
-    """The lines along one axis: what every element gets of the gradient, and their maxima, which share the rest."""
-
-    axis: int
-    mean: Tensor
-    share: Tensor
-    peak: Tensor | None
-
-
 def pool_backward(
     x: Tensor, peaks: Tensor | None, grad_pooled: Tensor, kind: str, grad: Tensor | None, gates: Tensor | None
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
     order, turned = _order(x), _order_to_reduce(x)
+    # Of rows, then of columns: what their maxima share, what all their elements get, their maxima.
+    axes, lengths = (turned.w, turned.h), (x.shape[3], x.shape[2])
     shares = turned.rows_and_columns(x, _wide(grad_pooled))
-    tops = (None, None) if peaks is None else turned.rows_and_columns(x, _wide(peaks))
-    lines = [
-        _Lines(axis, torch.zeros_like(share) if kind == "max" else share / length, share, peak)
-        for axis, length, share, peak in zip((turned.w, turned.h), (x.shape[3], x.shape[2]), shares, tops, strict=True)
-    ]
+    means = [torch.zeros_like(s) if kind == "max" else s / n for s, n in zip(shares, lengths, strict=True)]
+    tops = None if peaks is None else turned.rows_and_columns(x, _wide(peaks))
     if gates is not None:
         rows, columns = order.rows_and_columns(x, _wide(gates))
     memory = _memory(x), _memory(x)
-    sums = _memory(x) if x.dtype.itemsize < 4 else None
     for piece in _pieces(x, PIECE_BACKWARD):
         x_ = _wide(turned.see(x[piece]))
-        pooled, ties = _shaped(memory[0], x_), _shaped(memory[1], x_)
-        torch.add(lines[0].mean[piece], lines[1].mean[piece], out=pooled)
-        for axis, _, share, peak in lines:
-            if peak is not None:
-                # Comparing into a float tensor is what vectorises; a boolean mask would be five times slower.
-                torch.eq(x_, peak[piece], out=ties)
-                pooled.addcmul_(ties, share[piece] / ties.sum(axis, keepdim=True))
+        total, other = _shaped(memory[0], x_), _shaped(memory[1], x_)
+        if tops is None:
+            torch.add(means[0][piece], means[1][piece], out=total)
+        else:
+            # The share of rows goes with the mean of columns, and the other way round: an operator with two factors
+            # that are constant along a row is not vectorised. Nor is a boolean mask: so ties are compared into floats.
+            for axis, share, mean, top, part in zip(axes, shares, reversed(means), tops, (total, other), strict=True):
+                torch.eq(x_, top[piece], out=part)
+                torch.addcmul(mean[piece], part, share[piece] / part.sum(axis, keepdim=True), out=part)
+            total.add_(other)
         into = order.see(result[piece])
         if turned is not order:  # adding what lies in another order would cost more than this copy
-            pooled = _shaped(memory[1], into).copy_(pooled.permute(0, 3, 1, 2))
+            total, other = _shaped(memory[1], into).copy_(total.permute(0, 3, 1, 2)), _shaped(memory[0], into)
         if grad is None:
-            into.copy_(pooled)
+            into.copy_(total)
             continue
         grad_ = _wide(order.see(grad[piece]))
-        total = into if sums is None else _shaped(sums, grad_)
+        out = into if into.dtype == total.dtype else total
         if gates is None:
-            torch.add(grad_, pooled, out=total)
+            torch.add(total, grad_, out=out)
         else:
-            torch.mul(grad_, rows[piece], out=total).mul_(columns[piece]).add_(pooled)
-        if sums is not None:
-            into.copy_(total)
+            torch.addcmul(total, grad_, torch.mul(rows[piece], columns[piece], out=other), out=out)
+        if out is not into:
+            into.copy_(out)
     return result
 
 
