@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,11 +62,12 @@ def run(loops: Any, tasks: int, elements: int, sizes: Sequence[int], arrays: Seq
         other.result()
 
 
-class _Job:
+class _Job(NamedTuple):
     """What a loop function is given where it is not compiled."""
 
-    def __init__(self, tasks: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
-        self.tasks, self.sizes, self.arrays = tasks, sizes, arrays
+    tasks: int
+    sizes: Sequence[int]
+    arrays: Sequence[Any]
 
 
 def _in_python(meaning: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
