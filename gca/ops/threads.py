@@ -40,16 +40,16 @@ def compiled(loops: Callable[[Any], None]) -> Any:
     return cfunc(types.void(pointer), cache=True, error_model="numpy")(loops)
 
 
-def run(loops: Any, tasks: int, elements: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
-    """Do ``tasks``, on several threads if ``elements`` are many."""
+def run(loops: Any, count: int, elements: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
+    """Do so many tasks, on several threads if ``elements`` are many."""
     if AS_PYTHON:
-        loops(_Job(tasks, sizes, arrays))
+        loops(_Job(count, sizes, arrays))
         return
-    threads = min(torch.get_num_threads(), tasks, max(1, elements // GRAIN))
+    threads = min(torch.get_num_threads(), count, max(1, elements // GRAIN))
     # More pieces than threads: one that is held up leaves its share to the others.
-    pieces = 1 if threads == 1 else min(2 * threads, tasks)
+    pieces = 1 if threads == 1 else min(2 * threads, count)
     places = [place for array in arrays for place in (array.ctypes.data, array.size)]
-    job = np.array([0, pieces, tasks, _SIZES + len(sizes), *sizes, *places], np.int64)
+    job = np.array([0, pieces, count, _SIZES + len(sizes), *sizes, *places], np.int64)
     where = job.ctypes.data
     parallel = None if _forked else _openmp()
     if threads > 1 and parallel is not None:
