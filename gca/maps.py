@@ -151,8 +151,9 @@ class _Recorder:
             return self.layer.gate(logits).to(self.dtype)
 
         if isinstance(self.layer, GroupedCoordinateAttention):
-            (logits,) = self.logits  # (B*G, C_g, H+W, 1), or (B, C, H+W, 1) where every group has its own convolutions
-            by_channel = gate(logits).reshape(-1, self.layer.channels, logits.shape[2])
+            # (B*G, C_g, H+W, 1), (B, C_g, H+W, G), or (B, C, H+W, 1) where every group has its own convolutions
+            (logits,) = self.logits
+            by_channel = gate(logits).permute(0, 3, 1, 2).reshape(-1, self.layer.channels, logits.shape[2])
             gate_h, gate_w = by_channel.tensor_split([self.height], dim=2)
             return AxisGates(gate_h, gate_w, self.layer.groups)
         if isinstance(self.layer, CoordinateAttention):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 from gca.ops import POOLS, gate_lines, pool_lines
+from gca.ops.layout import channels_innermost
 
 
 class GroupedCoordinateAttention(GatedLayer):
@@ -102,10 +103,15 @@ class GroupedCoordinateAttention(GatedLayer):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         f, x = pool_lines(x, self.pool)  # (B, C, H+W)
-        if self.share_groups:
-            f = f.reshape(b * self.groups, c // self.groups, h + w)  # (B*G, C_g, H+W)
-        a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f.unsqueeze(3))))))
-        return gate_lines(x, a.reshape(b, c, h + w))
+        # Groups that share convolutions are so many images, or so many columns of one: whichever needs no copy.
+        if not self.share_groups:
+            f = f.unsqueeze(3)  # (B, C, H+W, 1)
+        elif channels_innermost(x):
+            f = f.reshape(b, self.groups, c // self.groups, h + w).permute(0, 2, 3, 1)  # (B, C_g, H+W, G)
+        else:
+            f = f.reshape(b * self.groups, c // self.groups, h + w, 1)  # (B*G, C_g, H+W, 1)
+        a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f)))))
+        return gate_lines(x, a.permute(0, 3, 1, 2).reshape(b, c, h + w))
 
     def extra_repr(self) -> str:
         return (

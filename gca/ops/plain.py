@@ -7,16 +7,23 @@ can fuse them with what comes before and after.
 import torch
 from torch import Tensor
 
+from gca.ops.layout import channels_innermost
+
 
 def pool_lines(x: Tensor, pool: str = "avg+max") -> Tensor:
     """Describe every row and every column of ``x``; see :func:`gca.ops.pool_lines`."""
+    if channels_innermost(x):  # reduced in that order, so that a compiler need not stride from channel to channel
+        x = x.permute(0, 2, 3, 1)
+        return torch.cat((_describe(x, 2, pool), _describe(x, 1, pool)), dim=1).transpose(1, 2)
+    return torch.cat((_describe(x, 3, pool), _describe(x, 2, pool)), dim=2)
+
+
+def _describe(x: Tensor, along: int, pool: str) -> Tensor:
     if pool == "avg":
-        rows, columns = x.mean(3), x.mean(2)
-    elif pool == "max":
-        rows, columns = x.amax(3), x.amax(2)
-    else:
-        rows, columns = x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)
-    return torch.cat((rows, columns), dim=2)
+        return x.mean(along)
+    if pool == "max":
+        return x.amax(along)
+    return x.mean(along) + x.amax(along)
 
 
 def gate_lines(x: Tensor, gates: Tensor) -> Tensor:

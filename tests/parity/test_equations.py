@@ -119,6 +119,7 @@ def cbam(layer: gca.CBAM, x: Tensor) -> Tensor:
 
 
 DOUBLE = {"dtype": torch.float64}
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 CASES: list[tuple[nn.Module, Callable[..., Tensor]]] = [
     *((gca.GroupedCoordinateAttention(12, groups, 2, **DOUBLE), grouped_coordinate) for groups in (1, 2, 3)),
     *((gca.GroupedCoordinateAttention(12, pool=pool, **DOUBLE), grouped_coordinate) for pool in POOLS),
@@ -129,19 +130,23 @@ CASES: list[tuple[nn.Module, Callable[..., Tensor]]] = [
 ]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [(5, 4), (1, 6), (3, 1), (1, 1)])
 @pytest.mark.parametrize(("layer", "loops"), CASES, ids=lambda value: getattr(value, "__name__", type(value).__name__))
-def test_layer_computes_its_equation(layer: nn.Module, loops: Callable[..., Tensor], size: tuple[int, int]) -> None:
+def test_layer_computes_its_equation(
+    layer: nn.Module, loops: Callable[..., Tensor], size: tuple[int, int], layout: torch.memory_format
+) -> None:
     randomize(layer).eval()
     channels = layer.channels
     assert isinstance(channels, int)
-    x = torch.randn(2, channels, *size, dtype=torch.float64)
+    x = torch.randn(2, channels, *size, dtype=torch.float64).contiguous(memory_format=layout)
     torch.testing.assert_close(layer(x), loops(layer, x), rtol=1e-12, atol=1e-12)
 
 
-def test_batch_norm_of_gca_sees_every_group_row_and_column() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_norm_of_gca_sees_every_group_row_and_column(layout: torch.memory_format) -> None:
     layer = gca.GroupedCoordinateAttention(8, dtype=torch.float64)
-    x = torch.randn(3, 8, 4, 5, dtype=torch.float64)
+    x = torch.randn(3, 8, 4, 5, dtype=torch.float64).contiguous(memory_format=layout)
     layer(x)
     pooled = torch.cat((x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)), dim=2)  # (3, 8, 9)
     positions = torch.cat((pooled[:, :4], pooled[:, 4:])).movedim(1, -1).reshape(-1, 4)  # every group of every image
@@ -159,10 +164,13 @@ def test_se_equals_timm_with_copied_weights(channels: int) -> None:
     assert torch.equal(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_are_those_of_finite_differences(layer: Callable[..., nn.Module], training: bool) -> None:
+def test_gradients_are_those_of_finite_differences(
+    layer: Callable[..., nn.Module], training: bool, layout: torch.memory_format
+) -> None:
     module = randomize(layer(8, **DOUBLE)).train(training)
-    x = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 8, 3, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     names, parameters = zip(*module.named_parameters(), strict=True)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
@@ -174,10 +182,9 @@ def test_gradients_are_those_of_finite_differences(layer: Callable[..., nn.Modul
 
 
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [(6, 9), (1, 5), (4, 1)])
-def test_ops_equal_their_formulas(pool: str, channels_last: bool, size: tuple[int, int]) -> None:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+def test_ops_equal_their_formulas(pool: str, layout: torch.memory_format, size: tuple[int, int]) -> None:
     x = torch.randn(2, 8, *size).contiguous(memory_format=layout)
     for ours, formula in zip(axis_pool(x, pool), reference.axis_pool(x.double(), pool), strict=True):
         torch.testing.assert_close(ours.double(), formula, rtol=1e-6, atol=1e-6)

@@ -33,9 +33,12 @@ def applied(gates: AxisGates | ChannelGates, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("identity_init", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (6, 9), (9, 6)])
-def test_the_gates_give_the_output(layer: Build, size: tuple[int, int], identity_init: bool, training: bool) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gates_give_the_output(
+    layer: Build, layout: torch.memory_format, size: tuple[int, int], identity_init: bool, training: bool
+) -> None:
     module = trained(layer, identity_init=identity_init).train(training)
-    x = torch.randn(3, 12, *size, dtype=torch.float64)
+    x = torch.randn(3, 12, *size, dtype=torch.float64).contiguous(memory_format=layout)
     maps = gca.attention_maps(module, x)
     assert list(maps) == [""]
     torch.testing.assert_close(applied(maps[""], x), module(x), rtol=1e-12, atol=1e-12)

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 import gca
 from gca import ops
 from gca.ops import choice
+from gca.ops.layout import channels_innermost
 
 
 @pytest.fixture
@@ -102,10 +104,33 @@ def test_captured_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tenso
     torch.compiler.reset()
     with ops.use("plain"):
         expected = layer(x)
-    assert torch.equal(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
     assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
     assert torch.equal(torch.fx.symbolic_trace(layer)(x), expected)
     torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], expected)
+
+
+class _AddIfInnermost(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if channels_innermost(x):
+            return x + 1
+        return x
+
+
+def test_where_channels_are_innermost(x: Tensor) -> None:
+    ask, last = _AddIfInnermost(), x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ask(last), x + 1)
+    assert torch.equal(ask(x), x)
+    assert torch.equal(ask(last[:, :1]), x[:, :1])
+    compiled = torch.compile(ask, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), x + 1)
+    assert torch.equal(compiled(last), x + 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.*")  # deprecated, but still in use
+        others = [torch.jit.script(ask), torch.jit.trace(ask, last, check_trace=False)]
+    for plain in (*others, torch.export.export(ask, (last,)).module(), torch.fx.symbolic_trace(ask)):
+        assert torch.equal(plain(last), x)
+    assert torch.equal(torch.func.vmap(ask)(last[None])[0], x)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")  # torch itself, on first use
