@@ -32,6 +32,9 @@ def build(name: str, attention: Any) -> nn.Module:
     """The network with GCA in all 16 residual blocks, or without."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # timm starts the last one of a block at 0, and so would attention see 0
+            module.reset_parameters()
     if attention is not None:
         gca.inject(network, attention)
     return network
