@@ -188,10 +188,16 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty"]
+    """What was measured; "-dirty" if anything but results has changed since, which one run after another writes."""
+
+    def git(*command: str) -> str:
+        result = subprocess.run(["git", *command], capture_output=True, text=True, cwd=folder, check=False)
+        return result.stdout.strip()
+
     folder = Path(__file__).parent
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    return result.stdout.strip() or None
+    commit = git("describe", "--always")
+    changed = git("status", "--porcelain", "--", ":/", f":(exclude){folder / 'results'}")
+    return commit + ("-dirty" if changed else "") or None
 
 
 def save(folder: Path, where: Row, rows: list[Row], summary: Row) -> None:
