@@ -1,48 +1,71 @@
 """Pooling and gating with the torch kernels that are fastest for the layout of ``x``: the choice ``"torch"``.
 
-Every tensor is seen in the order in which it lies in memory, ``(B, C, H, W)`` or ``(B, H, W, C)``, since reductions are
-many times slower over a view whose innermost axis is not last. Every pass works on one piece of the batch at a time,
-small enough to stay in cache, and in memory that is there already, while several operators go over it. Backward is in
-float32 where ``x`` is narrower.
+``x`` is computed with in the order in which it lies in memory, ``(B, C, H, W)`` or ``(B, H, W, C)``, since reductions
+are many times slower over a view whose innermost axis is not last. Narrow planes are turned around first: torch's loops
+over their rows are too short to be vectorised. Every pass works on one piece at a time, small enough to stay in cache,
+and in memory that is there already, while several operators go over it. Backward is in float32 where ``x`` is narrower.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # Elements of a piece: backward has some temporaries of that size, which fit into a shared cache of some MB together.
-PIECE_FORWARD, PIECE_BACKWARD = 1 << 21, 1 << 18
-NARROW = 12  # columns below which loops over a row are too short to vectorise, and x is turned around first
+PIECE_FORWARD, PIECE_BACKWARD = 1 << 21, 1 << 19
+TOGETHER = (64, 32, 16)  # planes that are turned around with one another: of more, elements collide in cache
+# Bytes of a row below which planes are turned around, and below which rows are filled with what they are compared to.
+NARROW, SHORT = 64, 128
 
 
 class _Order(NamedTuple):
-    """An order of axes in memory: where height and width are."""
+    """The order of axes in which a piece is computed with: where height and width are, and where lines are listed."""
 
     h: int
     w: int
+    line: int
+    turned: bool = False  # x lies in the other order
 
     def see(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` in this order; a copy only where it lies in the other."""
-        return x.contiguous() if self is NCHW else x.permute(0, 2, 3, 1).contiguous()
+        """``(B, C, H, W)`` in this order: a view, or a copy if turned."""
+        if self.turned:
+            b, c, h, w = x.shape
+            return _transposed(x.view(b, c, h * w)).view(b, h, w, c)
+        return x if self is NCHW else x.permute(0, 2, 3, 1)
 
-    def rows_and_columns(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``(B, C, H + W)``, one value for every line, those of the rows and of the columns, in this order and to be
-        broadcast along the lines."""
-        rows, columns = torch.split(values, list(x.shape[2:]), dim=2)
-        if self is NHWC:
-            rows, columns = rows.transpose(1, 2), columns.transpose(1, 2)
-        return rows.contiguous().unsqueeze(self.w), columns.contiguous().unsqueeze(self.h)
+    def unsee(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` from this order, likewise."""
+        if self.turned:
+            b, h, w, c = x.shape
+            return _transposed(x.view(b, h * w, c)).view(b, c, h, w)
+        return x if self is NCHW else x.permute(0, 3, 1, 2)
 
-    def values(self, lines: Tensor, axis: int) -> Tensor:
-        """``(B, C, n)`` from one value for every line along ``axis``."""
-        lines = lines.squeeze(axis)
-        return lines if self is NCHW else lines.transpose(1, 2)
+    def lines(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory for one value for every line of ``x``."""
+        b, c, h, w = x.shape
+        return torch.empty((b, c, h + w) if self is NCHW else (b, h + w, c), dtype=dtype, device=x.device)
+
+    def split(self, x: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of rows and those of columns, to be broadcast along them."""
+        rows, columns = torch.split(lines, list(x.shape[2:]), dim=self.line)
+        return rows.unsqueeze(self.w), columns.unsqueeze(self.h)
+
+    def factors(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, C, H + W)`` likewise, each on its own in memory."""
+        values = values.reshape(*x.shape[:2], x.shape[2] + x.shape[3])
+        rows, columns = self.split(x, values if self is NCHW else _transposed(values))
+        return rows.contiguous(), columns.contiguous()
+
+    def values(self, lines: Tensor, x: Tensor) -> Tensor:
+        """``(B, C, H + W)`` of an ``x`` with these lines."""
+        if self is not NCHW:
+            lines = _transposed(lines) if self.turned else lines.transpose(1, 2)
+        return lines.reshape(*x.shape[:2], x.shape[2] + x.shape[3])
 
 
-NCHW, NHWC = _Order(2, 3), _Order(1, 2)
+NCHW, NHWC, TURNED = _Order(2, 3, 2), _Order(1, 2, 1), _Order(1, 2, 1, turned=True)
 
 
 def refuses(x: Tensor) -> str | None:
@@ -52,49 +75,48 @@ def refuses(x: Tensor) -> str | None:
 
 def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]:
     """Descriptors of all lines, and their maxima where these are kept and ``kind`` has any."""
-    order = _order_to_reduce(x)
-    reductions = [(reduce, axis) for reduce in _REDUCTIONS[kind] for axis in (order.w, order.h)]
-    by_piece = []
-    for piece in _pieces(x, PIECE_FORWARD):
-        x_ = order.see(x[piece])
-        by_piece.append([reduce(x_, axis, order) for reduce, axis in reductions])
-    found = [
-        order.values(torch.cat(lines) if len(lines) > 1 else lines[0], axis)
-        for lines, (_, axis) in zip(zip(*by_piece, strict=True), reductions, strict=True)
-    ]
-    peaks = torch.cat(found[-2:], dim=2) if kind != "avg" and keep_peaks else None
+    order, planes = _arranged(x)
+    found = [order.lines(planes, x.dtype) for _ in _REDUCTIONS[kind]]
+    into = [part for lines in found for part in order.split(planes, lines)]
+    for x_, *into_ in _pieces(PIECE_FORWARD, planes, *into):
+        x_ = order.see(x_)
+        for reduce, rows, columns in zip(_REDUCTIONS[kind], into_[::2], into_[1::2], strict=True):
+            reduce(x_, order.w, order, rows)
+            reduce(x_, order.h, order, columns)
+    peaks = order.values(found[-1], x) if kind != "avg" and keep_peaks else None
     if kind == "avg+max":
-        found = [mean.add_(peak) for mean, peak in zip(found[:2], found[2:], strict=True)]
-    return torch.cat(found, dim=2), peaks
+        found[0] += found[1]
+    return order.values(found[0], x), peaks
 
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    order = _order(x)
-    rows, columns = order.rows_and_columns(x, gates)
-    for piece in _pieces(x, PIECE_FORWARD):
-        torch.mul(order.see(x[piece]), rows[piece], out=order.see(y[piece])).mul_(columns[piece])
+    order = NCHW if x.is_contiguous() else NHWC
+    for x_, y_, rows, columns in _pieces(PIECE_FORWARD, x, y, *order.factors(x, gates)):
+        torch.mul(order.see(x_), rows, out=order.see(y_)).mul_(columns)
     return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    grad_gates = torch.empty_like(gates)
-    grad_h, grad_w = torch.split(grad_gates, list(x.shape[2:]), dim=2)
-    order, turned = _order(x), _order_to_reduce(x)
-    rows, columns = turned.rows_and_columns(x, _wide(gates))
-    memory = _memory(x), _memory(x)
-    for piece in _pieces(x, PIECE_BACKWARD):
-        x_, grad_ = _wide(order.see(x[piece])), _wide(order.see(grad[piece]))
-        product = torch.mul(grad_, x_, out=_shaped(memory[0], x_))
-        if turned is not order:
-            product = turned.see(product)
-        weighted = torch.mul(product, columns[piece], out=_shaped(memory[1], product))
-        grad_h[piece] = turned.values(weighted.sum(turned.w, keepdim=True), turned.w)
-        torch.mul(product, rows[piece], out=weighted)
-        grad_w[piece] = turned.values(weighted.sum(turned.h, keepdim=True), turned.h)
-    return grad_gates
+    order, planes = _arranged(x)
+    grads = grad.view(planes.shape)
+    found = order.lines(planes, _wide_type(x))
+    memory = _memory(planes), _memory(planes)
+    for x_, grad_, rows, columns, into_rows, into_columns in _pieces(
+        PIECE_BACKWARD, planes, grads, *order.factors(planes, _wide(gates)), *order.split(planes, found)
+    ):
+        product = order.see(torch.mul(_wide(grad_), _wide(x_), out=_shaped(memory[0], x_)))
+        if order is NCHW:  # products of matrices and vectors are faster, where each plane is a matrix
+            into_rows.copy_((columns @ product.mT).mT)
+            into_columns.copy_(rows.mT @ product)
+        else:
+            weighted = torch.mul(product, columns, out=_shaped(memory[1], product))
+            torch.sum(weighted, order.w, keepdim=True, out=into_rows)
+            torch.mul(product, rows, out=weighted)
+            torch.sum(weighted, order.h, keepdim=True, out=into_columns)
+    return order.values(found, x).to(x.dtype)
 
 
 def pool_backward(
@@ -102,90 +124,121 @@ def pool_backward(
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
-    order, turned = _order(x), _order_to_reduce(x)
-    # Of rows, then of columns: what their maxima share, what all their elements get, their maxima.
-    axes, lengths = (turned.w, turned.h), (x.shape[3], x.shape[2])
-    shares = turned.rows_and_columns(x, _wide(grad_pooled))
-    means = [torch.zeros_like(s) if kind == "max" else s / n for s, n in zip(shares, lengths, strict=True)]
-    tops = None if peaks is None else turned.rows_and_columns(x, _wide(peaks))
-    if gates is not None:
-        rows, columns = order.rows_and_columns(x, _wide(gates))
-    memory = _memory(x), _memory(x)
-    for piece in _pieces(x, PIECE_BACKWARD):
-        x_ = _wide(turned.see(x[piece]))
+    order, planes = _arranged(x)
+    large = [result.view(planes.shape), None if grad is None else grad.view(planes.shape)]
+    share_h, share_w = order.factors(planes, _wide(grad_pooled))  # what the maxima of a row or column share
+    mean_h, mean_w = share_h / x.shape[3], share_w / x.shape[2]  # what each of its elements gets
+    if kind == "max":
+        mean_h, mean_w = torch.zeros_like(share_h), torch.zeros_like(share_w)
+    top_h, top_w = (None, None) if peaks is None else order.factors(planes, _wide(peaks))
+    gate_h, gate_w = (None, None) if gates is None else order.factors(planes, _wide(gates))
+    small = [share_h, share_w, mean_h, mean_w, top_h, top_w, gate_h, gate_w]
+    no_nan = peaks is not None and not peaks.sum().isnan()
+    at_once = not order.turned and x.dtype == _wide_type(x)  # nothing is left to do but to add and write
+    memory = _memory(planes), _memory(planes)
+    for x_, into, grad_, share_h, share_w, mean_h, mean_w, top_h, top_w, gate_h, gate_w in _pieces(
+        PIECE_BACKWARD, planes, *large, *small
+    ):
+        x_ = order.see(_wide(x_))
         total, other = _shaped(memory[0], x_), _shaped(memory[1], x_)
-        if tops is None:
-            torch.add(means[0][piece], means[1][piece], out=total)
-        else:
-            # The share of rows goes with the mean of columns, and the other way round: an operator with two factors
-            # that are constant along a row is not vectorised. Nor is a boolean mask: so ties are compared into floats.
-            for axis, share, mean, top, part in zip(axes, shares, reversed(means), tops, (total, other), strict=True):
-                torch.eq(x_, top[piece], out=part)
-                torch.addcmul(mean[piece], part, share[piece] / part.sum(axis, keepdim=True), out=part)
+        if top_h is None:
+            torch.add(mean_h, mean_w, out=total)
+        else:  # shares of rows with means of columns: two factors that are constant along a row are not vectorised
+            _share(x_, top_h, share_h, mean_w, order.w, no_nan, total)
+            _share(x_, top_w, share_w, mean_h, order.h, no_nan, other)
             total.add_(other)
-        into = order.see(result[piece])
-        if turned is not order:  # adding what lies in another order would cost more than this copy
-            total, other = _shaped(memory[1], into).copy_(total.permute(0, 3, 1, 2)), _shaped(memory[0], into)
-        if grad is None:
-            into.copy_(total)
-            continue
-        grad_ = _wide(order.see(grad[piece]))
-        out = into if into.dtype == total.dtype else total
-        if gates is None:
-            torch.add(total, grad_, out=out)
-        else:
-            torch.addcmul(total, grad_, torch.mul(rows[piece], columns[piece], out=other), out=out)
-        if out is not into:
-            into.copy_(out)
+        if grad_ is not None:
+            grad_, out = order.see(_wide(grad_)), order.see(into) if at_once else total
+            if gate_h is None:
+                torch.add(total, grad_, out=out)
+            else:
+                torch.addcmul(total, grad_, torch.mul(gate_h, gate_w, out=other), out=out)
+        if grad_ is None or not at_once:
+            into.copy_(order.unsee(total))
     return result
 
 
-def _pieces(x: Tensor, size: int) -> list[slice]:
+def _share(x: Tensor, top: Tensor, share: Tensor, mean: Tensor, axis: int, no_nan: bool, into: Tensor) -> None:
+    """``mean``, and to where lines along ``axis`` equal their ``top`` an equal part of their ``share``."""
+    if (
+        top.shape[3] == 1 and x.shape[3] * x.itemsize < SHORT
+    ):  # without vectors torch compares with branches, often mispredicted
+        top = into.copy_(top)
+    torch.eq(x, top, out=into)  # into floats: a boolean mask is not vectorised
+    # Ties are rare, and faster to rule out for all lines together. Where a top is NaN, no element equals it.
+    if not no_nan or into.sum() != share.numel():
+        share = share / into.sum(axis, keepdim=True)
+    torch.addcmul(mean, into, share, out=into)
+
+
+def _arranged(x: Tensor) -> tuple[_Order, Tensor]:
+    """The order to compute in; and ``x``, in NCHW as if so many of its planes were an image as are turned together."""
+    if not x.is_contiguous():
+        return NHWC, x
+    b, c, h, w = x.shape
+    together = next(n for n in (*TOGETHER, c) if b * c % n == 0)
+    return TURNED if w * _wide_type(x).itemsize < NARROW else NCHW, x.view(b * c // together, together, h, w)
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """``(B, M, N)`` to ``(B, N, M)``, contiguous.
+
+    Shuffling ``M`` groups of ``N`` channels that are innermost does that, and is the one operator of torch that moves
+    whole vectors then: up to 20 times as fast as a copy.
+    """
+    turned = x.transpose(1, 2)
+    if turned.is_contiguous():
+        return turned
+    b, m, n = x.shape
+    return F.channel_shuffle(x.reshape(b, 1, 1, m * n).permute(0, 3, 1, 2), m).permute(0, 2, 3, 1).reshape(b, n, m)
+
+
+def _pieces(size: int, x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """All of these, so many images at a time that ``x`` has about ``size`` elements."""
     step = max(1, size // max(1, x[:1].numel()))
-    return [slice(start, start + step) for start in range(0, max(1, x.shape[0]), step)]
+    for start in range(0, max(1, x.shape[0]), step):
+        yield tuple(t if t is None else t[start : start + step] for t in (x, *others))
 
 
 def _memory(x: Tensor) -> Tensor:
     """Memory for a piece in backward: to have it once is faster than to have it anew for every piece."""
-    return torch.empty(x[_pieces(x, PIECE_BACKWARD)[0]].numel(), dtype=_wide(x[:0]).dtype, device=x.device)
+    (piece,) = next(_pieces(PIECE_BACKWARD, x))
+    return torch.empty(piece.numel(), dtype=_wide_type(x), device=x.device)
 
 
 def _shaped(memory: Tensor, like: Tensor) -> Tensor:
-    return memory[: like.numel()].view(like.shape)
+    return memory.as_strided(like.shape, like.stride())
+
+
+def _wide_type(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype.itemsize < 4 else x.dtype
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x
+    return x.to(_wide_type(x))
 
 
-def _order(x: Tensor) -> _Order:
-    return NCHW if x.is_contiguous() else NHWC
+def _mean(x: Tensor, axis: int, _: _Order, into: Tensor) -> None:
+    torch.mean(x, axis, keepdim=True, out=into)
 
 
-def _order_to_reduce(x: Tensor) -> _Order:
-    return NCHW if x.is_contiguous() and x.shape[3] >= NARROW else NHWC
-
-
-def _mean(x: Tensor, axis: int, _: _Order) -> Tensor:
-    return x.mean(axis, keepdim=True)
-
-
-def _max(x: Tensor, axis: int, order: _Order) -> Tensor:
-    if order is NHWC:
-        return x.amax(axis, keepdim=True)
+def _max(x: Tensor, axis: int, order: _Order, into: Tensor) -> None:
     b, c, h, w = x.shape
-    if axis == order.w:
-        return F.max_pool1d(x.view(b, c, h * w), w).unsqueeze(3)  # up to seven times as fast as amax
-    best = x
-    while h > 1:  # halve the rows until one is left: each step is a vectorised elementwise maximum
-        half, odd = divmod(h, 2)
-        upper = best[:, :, :half] if best is not x else x.new_empty(b, c, half, w)
-        torch.maximum(best[:, :, :half], best[:, :, half : 2 * half], out=upper)
-        if odd:
-            torch.maximum(upper[:, :, :1], best[:, :, -1:], out=upper[:, :, :1])
-        best, h = upper, half
-    return best.clone()
+    if order is not NCHW:
+        torch.amax(x, axis, keepdim=True, out=into)
+    elif axis == order.w:
+        into.copy_(F.max_pool1d(x.view(b, c, h * w), w).unsqueeze(3))  # up to seven times as fast as amax
+    else:
+        best = x
+        while h > 1:  # halve the rows until one is left: each step is a vectorised elementwise maximum
+            half, odd = divmod(h, 2)
+            upper = best[:, :, :half] if best is not x else x.new_empty(b, c, half, w)
+            torch.maximum(best[:, :, :half], best[:, :, half : 2 * half], out=upper)
+            if odd:
+                torch.maximum(upper[:, :, :1], best[:, :, -1:], out=upper[:, :, :1])
+            best, h = upper, half
+        into.copy_(best)
 
 
-_Reduce = Callable[[Tensor, int, _Order], Tensor]
+_Reduce = Callable[[Tensor, int, _Order, Tensor], None]
 _REDUCTIONS: dict[str, tuple[_Reduce, ...]] = {"avg": (_mean,), "max": (_max,), "avg+max": (_mean, _max)}

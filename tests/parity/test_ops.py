@@ -133,9 +133,12 @@ def test_shapes_of_networks(implementation: str, shape: tuple[int, int, int], dt
 
 
 @pytest.mark.parametrize("pool", ["max", "avg+max"])
+@pytest.mark.parametrize("size", [(6, 9), (17, 40)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ties_share_the_gradient_of_the_maximum(implementation: str, layout: str, pool: str) -> None:
-    x, gate_h, gate_w, *grads = example()
+def test_ties_share_the_gradient_of_the_maximum(
+    implementation: str, layout: str, size: tuple[int, int], pool: str
+) -> None:
+    x, gate_h, gate_w, *grads = example(size)
     x = x.relu().round()  # most rows have several maxima, some are zero throughout
     assert ((x == x.amax(3, keepdim=True)).sum(3) > 1).double().mean() > 0.3
     actual = run(lay_out(x, layout), gate_h, gate_w, tuple(grads), pool)
@@ -157,6 +160,18 @@ def test_nan_and_inf_propagate(
     x[0, 3, 1, 1], x[0, 3, 1, 4] = float("inf"), -float("inf")  # their mean is NaN, their maximum is not
     actual = run(lay_out(x, layout), gate_h, gate_w, tuple(grads), pool)
     for ours, formula in zip(actual, expect(x, gate_h, gate_w, tuple(grads), pool), strict=True):
+        torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [(6, 9), (17, 40)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tie_beside_a_nan(implementation: str, layout: str, size: tuple[int, int]) -> None:
+    """In all there are as many maxima as lines: the line with the NaN has none, and another has two."""
+    x, gate_h, gate_w, *grads = example(size)
+    x[0, 0, 0, 0] = float("nan")
+    x[1, 2, 3, 4] = x[1, 2, 3, 5] = x[2, 3, 2, 1] = x[2, 3, 4, 1] = 10  # a row and a column with two maxima
+    actual = run(lay_out(x, layout), gate_h, gate_w, tuple(grads), "avg+max")
+    for ours, formula in zip(actual, expect(x, gate_h, gate_w, tuple(grads), "avg+max"), strict=True):
         torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
