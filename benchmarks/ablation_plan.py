@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from studies import DATASETS, SEEDS, STUDIES, VARIANTS, options_of, runs_of
 
+from studies import DATASETS, SEEDS, STUDIES, VARIANTS, options_of, runs_of
 from timing import interleave
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student
+
 from studies import DATASETS, PRINTED, STUDIES, VARIANTS, Study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

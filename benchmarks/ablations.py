@@ -21,11 +21,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import ablation_report as report
 import torch
+
+import ablation_report as report
 from ablation_plan import Planned, plan, planned, print_plan, protocol_of
 from studies import DATASETS, SEEDS, STUDIES, VARIANTS
-
 from timing import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

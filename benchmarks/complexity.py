@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from table4 import TABLE_4
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import gca
 from gca import ops
 from plots import plot_complexity
+from table4 import TABLE_4
 from timing import Row, add_options, interleave, machine, save, set_up, show
 
 try:

@@ -8,10 +8,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from ablation_report import markdown, scale, table
+from medseg.report import spread
 from studies import DATASETS, PRINTED, STUDIES, runs_of
 from table4 import TABLE_4
-
-from medseg.report import spread
 
 PAGE = Path(__file__).with_name("reproduction.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"

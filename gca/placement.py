@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gca.blocks import SLOTS, Block
+from gca.ops.layout import is_channels_last
 
 # A block carries this attribute exactly while its slot holds an injected layer. It is a tuple of one: what the slot
 # held before. Inside a tuple a replaced module is no sub-module, so it adds no key to the state_dict.
@@ -20,7 +21,7 @@ _STACKED = "stacked"
 def like_block(layer: nn.Module, block: Block) -> nn.Module:
     """Give a layer the device, dtype, memory format and train/eval mode of a block."""
     layer.to(device=block.weight.device, dtype=block.weight.dtype).train(block.module.training)
-    if any(_is_channels_last(parameter) for parameter in block.module.parameters()):
+    if any(is_channels_last(parameter) for parameter in block.module.parameters()):
         layer.to(memory_format=torch.channels_last)
     return layer
 
@@ -72,11 +73,6 @@ def empty(block: Block) -> None:
         for key in [key for key, hook in hooks.items() if hook is _apply_stacked]:
             del hooks[key]
         delattr(block.occupant, _STACKED)
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    # A 1x1 convolution with one input channel is contiguous in both formats and says nothing.
-    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def _is_stacked(layer: nn.Module) -> bool:

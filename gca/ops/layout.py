@@ -6,6 +6,11 @@ from torch import Tensor
 from gca.ops.capture import captured
 
 
+def is_channels_last(t: Tensor) -> bool:
+    """Whether four axes lie in the order of channels_last, and in no other: with one channel they lie in both."""
+    return t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
 def channels_innermost(x: Tensor) -> bool:
     """Whether the channels of ``x`` are neighbours in memory, as in channels_last.
 
@@ -17,4 +22,4 @@ def channels_innermost(x: Tensor) -> bool:
     elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return True
     else:
-        return not captured(x) and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return not captured(x) and is_channels_last(x)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,13 +12,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from tests.e2e.commands import write_acdc
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import ablation_report
 import ablations
 from ablation_plan import Planned, plan, planned
 from studies import DATASETS, PRINTED, REDUCED, STUDIES, VARIANTS
+from tests.e2e.commands import write_acdc
 
 # Stands in for examples/train_acdc.py: notes how it was called, and fails or leaves what was prepared for the run.
 SCRIPT = """

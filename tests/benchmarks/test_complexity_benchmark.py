@@ -6,16 +6,15 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import complexity
 import gca
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STAGES = ((256, 16), (512, 8), (1024, 4), (2048, 2))  # channels and side in the four bottlenecks of resnet14t at 64x64
 PLACES = [f"encoder.model.layer{stage}.0.se" for stage in (1, 2, 3, 4)]
 NAMES = {"no attention": None, "SE": "se", "CBAM": "cbam", "CoordinateAttention": "coord", "GCA": "gca"}
@@ -37,13 +36,7 @@ AVERAGES = {
 }
 
 
-@pytest.fixture
-def complexity(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("complexity")
-
-
-def run(complexity: ModuleType, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["complexity.py", "--threads", "1", *options])
     threads = torch.get_num_threads()
     try:
@@ -73,11 +66,9 @@ def by_hooks(model: nn.Module) -> tuple[int, int, int]:
     return macs, normed, pooled
 
 
-def test_small_run(
-    complexity: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--size", "64", "--encoder", "tu-resnet14t", "--rounds", "2", "--out", str(tmp_path))
-    run(complexity, monkeypatch, *small)
+    run(monkeypatch, *small)
     results = json.loads((tmp_path / "results.json").read_text())
     rows = {row["contender"]: row for row in results["rows"]}
     assert list(rows) == list(NAMES)
@@ -118,7 +109,7 @@ def test_small_run(
     assert (tmp_path / "complexity.png").stat().st_size > 1000
 
 
-def test_the_printed_table(complexity: ModuleType) -> None:
+def test_the_printed_table() -> None:
     """Counted without computing: on the meta device."""
     rows, layers = [], {}
     for name in ("no attention", "GCA"):
@@ -159,7 +150,7 @@ def test_the_printed_table(complexity: ModuleType) -> None:
     assert lines[-1]["parameters (M)"] == pytest.approx(2.39, abs=0.01)
 
 
-def test_nothing_is_explained_that_the_numbers_do_not_say(complexity: ModuleType) -> None:
+def test_nothing_is_explained_that_the_numbers_do_not_say() -> None:
     units = {"parameters": ("parameters_m", 1e6)}
     units |= {f"macs_{counter}": ("macs_g", 1e9) for counter in ("thop", "fvcore")}
     units |= {f"flops_{counter}": ("flops_g", 1e9) for counter in ("thop", "fvcore")}
@@ -184,7 +175,7 @@ def test_nothing_is_explained_that_the_numbers_do_not_say(complexity: ModuleType
     assert "2.00 M apart" in explained(parameters=46.98e6)[2]
 
 
-def test_printed_overheads_follow_from_the_printed_figures(complexity: ModuleType) -> None:
+def test_printed_overheads_follow_from_the_printed_figures() -> None:
     base, ours, overhead = complexity.PAPER["rows"].values()
     assert overhead == {key: round(ours[key] - base[key], 2) for key in base}
 
@@ -196,13 +187,12 @@ def test_printed_overheads_follow_from_the_printed_figures(complexity: ModuleTyp
         (torch.full((1, 9, 8, 8), torch.nan), "GCA gives outputs that are not finite: not timed"),
     ],
 )
-def test_wrong_outputs_are_not_timed(complexity: ModuleType, output: torch.Tensor, words: str) -> None:
+def test_wrong_outputs_are_not_timed(output: torch.Tensor, words: str) -> None:
     with pytest.raises(RuntimeError, match=words):
         complexity.check("GCA", output, (1, 9, 8, 8))
 
 
 def test_without_thop_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.delitem(sys.modules, "complexity", raising=False)
     monkeypatch.setitem(sys.modules, "thop", None)
     with pytest.raises(ImportError, match=r'counts with thop: pip install "gca-attn\[dev\]"'):

@@ -1,24 +1,15 @@
 """The checks by which benchmarks of speed refuse to time what computes something else."""
 
-import importlib
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+import models
 
 
-@pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("models")
-
-
-def test_networks_are_compared_through_their_attention(models: ModuleType) -> None:
+def test_networks_are_compared_through_their_attention() -> None:
     class Halved(models.LiteralGCA):
         def forward(self, x: Tensor) -> Any:
             return super().forward(x) / 2
