@@ -166,7 +166,7 @@ def _share(x: Tensor, top: Tensor, share: Tensor, mean: Tensor, axis: int, no_na
         top = into.copy_(top)
     torch.eq(x, top, out=into)  # into floats: a boolean mask is not vectorised
     # Ties are rare, and faster to rule out for all lines together. Where a top is NaN, no element equals it.
-    if not no_nan or into.sum() != share.numel():
+    if not no_nan or into.sum().item() != share.numel():
         share = share / into.sum(axis, keepdim=True)
     torch.addcmul(mean, into, share, out=into)
 
