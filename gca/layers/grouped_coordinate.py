@@ -103,15 +103,19 @@ class GroupedCoordinateAttention(GatedLayer):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         f, x = pool_lines(x, self.pool)  # (B, C, H+W)
-        # Groups that share convolutions are so many images, or so many columns of one: whichever needs no copy.
-        if not self.share_groups:
-            f = f.unsqueeze(3)  # (B, C, H+W, 1)
-        elif channels_innermost(x):
-            f = f.reshape(b, self.groups, c // self.groups, h + w).permute(0, 2, 3, 1)  # (B, C_g, H+W, G)
+        # Groups that share convolutions are so many images. Where that would need a copy, all of them are one image, in
+        # which every descriptor of every group is a position.
+        in_one_image = self.share_groups and channels_innermost(x)
+        if in_one_image:
+            f = f.transpose(1, 2).reshape(1, b * (h + w), self.groups, c // self.groups).permute(0, 3, 1, 2)
+        elif self.share_groups:
+            f = f.reshape(b * self.groups, c // self.groups, h + w, 1)
         else:
-            f = f.reshape(b * self.groups, c // self.groups, h + w, 1)  # (B*G, C_g, H+W, 1)
+            f = f.unsqueeze(3)  # (B, C, H+W, 1)
         a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f)))))
-        return gate_lines(x, a.permute(0, 3, 1, 2).reshape(b, c, h + w))
+        if in_one_image:
+            a = a.permute(0, 2, 3, 1).reshape(b, h + w, c).transpose(1, 2)
+        return gate_lines(x, a.reshape(b, c, h + w))
 
     def extra_repr(self) -> str:
         return (
