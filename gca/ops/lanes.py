@@ -152,26 +152,36 @@ def has_nan(_: Any, lanes: Any) -> Any:
     return types.boolean(lanes), build
 
 
-@_computes(np.sum)
-def total(_: Any, lanes: Any) -> Any:
-    """The sum of all lanes."""
-    return lanes.dtype(lanes), lambda _, builder, __, values: _reduce(builder, values[0], builder.fadd)
+@_computes(lambda array, start, count: array[start : start + count * count].reshape(count, count).sum(1))
+def totals(_: Any, array: Any, start: Any, count: Any) -> Any:
+    """The sums of ``count`` vectors, which lie one after the other from ``start`` on; ``count`` is a constant."""
+    return _of_each(array, start, count, lambda builder, a, b: builder.fadd(a, b))
 
 
-@_computes(np.max)
-def largest(_: Any, lanes: Any) -> Any:
-    """The largest lane, if none is NaN."""
-
-    def build(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        return _reduce(builder, values[0], lambda a, b: _larger(builder, a, b))
-
-    return lanes.dtype(lanes), build
+@_computes(lambda array, start, count: array[start : start + count * count].reshape(count, count).max(1))
+def maxima(_: Any, array: Any, start: Any, count: Any) -> Any:
+    """The maxima of ``count`` vectors, likewise, if no element is NaN."""
+    return _of_each(array, start, count, _larger)
 
 
-def _reduce(builder: Any, lanes: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """The first lane, after every half has been combined with the other."""
-    count = half = lanes.type.count
-    while half := half // 2:
-        turned = ir.Constant(ir.VectorType(_INT, count), [(lane + half) % count for lane in range(count)])
-        lanes = combine(lanes, builder.shuffle_vector(lanes, lanes, turned))
-    return builder.extract_element(lanes, _INT(0))
+def _of_each(array: Any, start: Any, count: Any, combine: Callable[[Any, Any, Any], Any]) -> Any:
+    """Vectors are folded in twos: one half of each with its other half, all of which make one vector again."""
+    lanes = Lanes(array.dtype, count.literal_value)
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        vector = context.get_value_type(lanes)
+        first = _pointer(context, builder, signature, values, vector)
+        vectors = [
+            builder.load(builder.gep(first, [_INT(row)]), align=array.dtype.bitwidth // 8) for row in range(lanes.count)
+        ]
+        half = lanes.count
+        while half := half // 2:
+            places = [place for place in range(2 * lanes.count) if place // half % 2 == 0]
+            masks = [ir.Constant(ir.VectorType(_INT, lanes.count), [p + by for p in places]) for by in (0, half)]
+            vectors = [
+                combine(builder, *(builder.shuffle_vector(a, b, mask) for mask in masks))
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        return vectors[0]
+
+    return lanes(array, start, count), build

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gca.ops.lanes import has_nan, larger, largest, load, spread, store, total, where_equal, without
+from gca.ops.lanes import has_nan, larger, load, maxima, spread, store, totals, where_equal, without
 from gca.ops.threads import array, compiled, run, size, tasks
 
 COLUMNS, CHANNELS = (8, 4, 1), (64, 8, 1)  # how many are computed at once, of those that there are
@@ -116,17 +116,18 @@ def _pool_planes(lanes: int, dtype: Any) -> Any:
         x, pooled, peaks = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         # What rows have, and columns so far, vector by vector. Even where these overlap, each has a place of its own: a
         # load from what two stores wrote has to wait for both. Rows go in twos, to wait half as often.
-        sums_h, tops_h = np.empty(h + 1, dtype), np.empty(h + 1, dtype)
+        sums_h, tops_h = np.zeros((h + lanes) * lanes, dtype), np.zeros((h + lanes) * lanes, dtype)
         sums_w, tops_w = np.empty(w + lanes, dtype), np.empty(w + lanes, dtype)
         zero, lowest = spread(dtype(0), lanes), spread(dtype(-np.inf), lanes)
-        height, width = spread(dtype(h), lanes), dtype(w)
+        height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         for n in tasks(job):
             plane, line = n * h * w, n * (h + w)
-            sums_w[:] = 0
-            tops_w[:] = -np.inf
+            for vector in range(0, w, lanes):
+                store(sums_w, vector, zero)
+                store(tops_w, vector, lowest)
             for i in range(0, h, 2):
                 two = i + 1 < h
-                total_0 = total_1 = zero
+                sum_0 = sum_1 = zero
                 top_0 = top_1 = lowest
                 for vector in range(0, w, lanes):
                     j = min(vector, w - lanes)
@@ -142,16 +143,19 @@ def _pool_planes(lanes: int, dtype: Any) -> Any:
                         store(tops_w, vector, top)
                     if j < vector:
                         v_0, v_1 = without(v_0, vector - j), without(v_1, vector - j)
-                    total_0, total_1 = total_0 + v_0, total_1 + v_1
-                sums_h[i], sums_h[i + 1] = total(total_0), total(total_1)
+                    sum_0, sum_1 = sum_0 + v_0, sum_1 + v_1
+                store(sums_h, i * lanes, sum_0)
+                store(sums_h, (i + 1) * lanes, sum_1)
                 if use_max:
-                    tops_h[i], tops_h[i + 1] = largest(top_0), largest(top_1)
-            for i in range(h):
+                    store(tops_h, i * lanes, top_0)
+                    store(tops_h, (i + 1) * lanes, top_1)
+            for i in range(0, h, lanes):  # the last vector reaches into the columns, which are written next
+                top = maxima(tops_h, i * lanes, lanes)
                 if use_mean:
-                    mean = sums_h[i] / width
-                    pooled[line + i] = mean + tops_h[i] if use_max else mean
+                    mean = totals(sums_h, i * lanes, lanes) / width
+                    store(pooled, line + i, mean + top if use_max else mean)
                 if keep_peaks:
-                    peaks[line + i] = tops_h[i]
+                    store(peaks, line + i, top)
             nan = False
             for vector in range(0, w, lanes):
                 at = line + h + min(vector, w - lanes)
@@ -261,11 +265,12 @@ def _gate_backward_planes(lanes: int, dtype: Any) -> Any:
         h, w = size(job, 0), size(job, 1)
         grad, x = array(job, 0, dtype), array(job, 1, dtype)
         gates, grad_gates = array(job, 2, dtype), array(job, 3, dtype)
-        sums_h, sums_w = np.empty(h + 1, dtype), np.empty(w + lanes, dtype)
+        sums_h, sums_w = np.zeros((h + lanes) * lanes, dtype), np.empty(w + lanes, dtype)
         zero = spread(dtype(0), lanes)
         for n in tasks(job):
             line = n * (h + w)
-            sums_w[:] = 0
+            for vector in range(0, w, lanes):
+                store(sums_w, vector, zero)
             for i in range(0, h, 2):
                 two, start = i + 1 < h, (n * h + i) * w
                 row_0 = row_1 = zero
@@ -281,8 +286,10 @@ def _gate_backward_planes(lanes: int, dtype: Any) -> Any:
                     if j < vector:
                         product_0, product_1 = without(product_0, vector - j), without(product_1, vector - j)
                     row_0, row_1 = row_0 + product_0, row_1 + product_1
-                sums_h[i], sums_h[i + 1] = total(row_0), total(row_1)
-            grad_gates[line : line + h] = sums_h[:h]
+                store(sums_h, i * lanes, row_0)
+                store(sums_h, (i + 1) * lanes, row_1)
+            for i in range(0, h, lanes):  # the last vector reaches into the columns, which are written next
+                store(grad_gates, line + i, totals(sums_h, i * lanes, lanes))
             for vector in range(0, w, lanes):
                 store(grad_gates, line + h + min(vector, w - lanes), load(sums_w, vector, lanes))
 
@@ -326,14 +333,16 @@ def _pool_backward_planes(lanes: int, dtype: Any) -> Any:
         x, grad, result = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         gates, peaks, grad_pooled = array(job, 3, dtype), array(job, 4, dtype), array(job, 5, dtype)
         # Of rows and of columns: what all their elements get, and how many maxima there are, then what these get.
-        every_h, share_h = np.zeros(h, dtype), np.zeros(h, dtype)
+        every_h, share_h = np.zeros(h + lanes, dtype), np.zeros(h + lanes, dtype)
         every_w, share_w = np.zeros(w + lanes, dtype), np.zeros(w + lanes, dtype)
+        ties_h = np.ones((h + lanes) * lanes, dtype)  # of rows, vector by vector
         zero, one = spread(dtype(0), lanes), spread(dtype(1), lanes)
-        nothing, height, width = dtype(0), spread(dtype(h), lanes), dtype(w)
+        height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         for n in tasks(job):
             plane, line = n * h * w, n * (h + w)
-            share_w[:] = 0
             if use_max:
+                for vector in range(0, w, lanes):
+                    store(share_w, vector, zero)
                 for i in range(h):
                     peak, ties = spread(peaks[line + i], lanes), zero
                     for vector in range(0, w, lanes):
@@ -343,12 +352,15 @@ def _pool_backward_planes(lanes: int, dtype: Any) -> Any:
                         store(share_w, vector, load(share_w, vector, lanes) + tie)
                         tie = where_equal(v, peak, one)
                         ties = ties + (without(tie, vector - j) if j < vector else tie)
-                    share_h[i] = total(ties)
-            for i in range(h):
-                every_h[i] = grad_pooled[line + i] / width if use_mean else nothing
+                    store(ties_h, i * lanes, ties)
+            for i in range(0, h, lanes):
+                grads = load(grad_pooled, line + i, lanes)
+                every = grads / width if use_mean else zero
                 if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                    every_h[i] += nothing / share_h[i]
-                    share_h[i] = grad_pooled[line + i] / share_h[i]
+                    ties = totals(ties_h, i * lanes, lanes)
+                    every = every + zero / ties
+                    store(share_h, i, grads / ties)
+                store(every_h, i, every)
             for vector in range(0, w, lanes):
                 grads = load(grad_pooled, line + h + min(vector, w - lanes), lanes)
                 every = grads / height if use_mean else zero

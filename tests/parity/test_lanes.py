@@ -8,7 +8,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from gca.ops.lanes import has_nan, larger, largest, load, spread, store, total, where_equal, without  # noqa: E402
+from gca.ops.lanes import has_nan, larger, load, maxima, spread, store, totals, where_equal, without  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 
@@ -54,24 +54,36 @@ def test_lane_by_lane(numbers: Array, count: int, ours: Callable[..., Any], form
     np.testing.assert_array_equal(result[3 : 3 + count], formula(*(a[3 : 3 + count] for a in numbers)))
 
 
-def test_all_lanes_together(numbers: Array, count: int) -> None:
+def test_any_lane_that_is_nan(numbers: Array, count: int) -> None:
     @numba.njit
     def run(a: Any) -> Any:
-        lanes = load(a, 5, count)
-        return total(lanes), largest(lanes), has_nan(lanes)
+        return has_nan(load(a, 5, count))
 
     a = numbers[2]
-    lanes = a[5 : 5 + count]
-    summed, peak, nan = run(a)
-    np.testing.assert_allclose(summed, lanes.sum(), rtol=1e-4, atol=1e-6)
-    assert peak == lanes.max()
-    assert not nan
+    assert not run(a)
     for place in (5, 4 + count):
         with_one = a.copy()
         with_one[place] = np.nan
-        assert run(with_one)[2]
+        assert run(with_one)
     a[4] = a[5 + count] = np.nan  # beside them
-    assert not run(a)[2]
+    assert not run(a)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_each_of_several_vectors(numbers: Array, count: int) -> None:
+    @numba.njit
+    def run(sums: Any, peaks: Any, a: Any) -> None:
+        store(sums, 2, totals(a, 5, count))
+        store(peaks, 2, maxima(a, 5, count))
+
+    a = numbers[2]
+    sums, peaks = np.full((2, 80), 7, a.dtype)
+    run(sums, peaks, a)
+    for result, formula in ((sums, np.sum), (peaks, np.max)):
+        assert (result[:2] == 7).all()
+        assert (result[2 + count :] == 7).all()
+        vectors = a[5 : 5 + count * count].reshape(count, count)
+        np.testing.assert_allclose(result[2 : 2 + count], formula(vectors, axis=1), rtol=1e-4, atol=1e-6)
 
 
 def test_one_number_in_all_lanes(numbers: Array, count: int) -> None:
