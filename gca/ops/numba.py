@@ -94,13 +94,12 @@ def _run(
     dtype = np.float32 if x.dtype == torch.float32 else np.float64
     if x.is_contiguous():
         loops, count, sizes = planes(_at_once(w, COLUMNS), dtype), b * c, [h, w]
-        arrays = [t.detach().contiguous() for t in large + small]
+        arrays = [*large, *(t.contiguous() for t in small)]
     else:
         at_once = _at_once(c, CHANNELS)
         loops, count, sizes = rows(at_once, dtype), b * (h if by_row else -(-c // at_once)), [h, w, c]
-        arrays = [t.detach().permute(0, 2, 3, 1) for t in large]
-        arrays += [t.detach().transpose(1, 2).contiguous() for t in small]
-    run(loops, count, x.numel(), [*sizes, *flags], [array.view(-1).numpy() for array in arrays])
+        arrays = [*(t.permute(0, 2, 3, 1) for t in large), *(t.transpose(1, 2).contiguous() for t in small)]
+    run(loops, count, x.numel(), [*sizes, *flags], arrays)
 
 
 def _at_once(length: int, choices: tuple[int, ...]) -> int:

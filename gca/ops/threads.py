@@ -23,6 +23,7 @@ from llvmlite import ir
 from numba import carray, cfunc, config, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch import Tensor
 
 GRAIN = 32768  # elements that are worth a thread, as in torch's own kernels
 AS_PYTHON: bool = config.DISABLE_JIT  # type: ignore[attr-defined]
@@ -40,15 +41,15 @@ def compiled(loops: Callable[[Any], None]) -> Any:
     return cfunc(types.void(pointer), cache=True, error_model="numpy")(loops)
 
 
-def run(loops: Any, count: int, elements: int, sizes: Sequence[int], arrays: Sequence[Any]) -> None:
-    """Do so many tasks, on several threads if ``elements`` are many."""
+def run(loops: Any, count: int, elements: int, sizes: Sequence[int], arrays: Sequence[Tensor]) -> None:
+    """Do so many tasks, on several threads if ``elements`` are many; ``arrays`` are contiguous."""
     if AS_PYTHON:
-        loops(_Job(count, sizes, arrays))
+        loops(_Job(count, sizes, [array.detach().view(-1).numpy() for array in arrays]))
         return
     threads = min(torch.get_num_threads(), count, max(1, elements // GRAIN))
     # More pieces than threads: one that is held up leaves its share to the others.
     pieces = 1 if threads == 1 else min(2 * threads, count)
-    places = [place for array in arrays for place in (array.ctypes.data, array.size)]
+    places = [place for array in arrays for place in (array.data_ptr(), array.numel())]
     job = np.array([0, pieces, count, _SIZES + len(sizes), *sizes, *places], np.int64)
     where = job.ctypes.data
     parallel = None if _forked else _openmp()

@@ -214,21 +214,38 @@ def test_every_task_is_done_once(number: int, tasks: int, threads: Any, monkeypa
         for task in tasks_of(job):
             done[task] += step
 
-    done = np.zeros(tasks + 1, np.float32)
+    done = torch.zeros(tasks + 1)
     threads.run(count, tasks, tasks, [7, 2], [done])
     assert done.tolist() == [2] * tasks + [0]
 
 
+@pytest.mark.parametrize("rows", [1, 4, 7])
 @pytest.mark.parametrize("columns", [1, 3, 7, 9])
-def test_numba_writes_nothing_beside_its_tasks(columns: int, threads: Any) -> None:
+def test_numba_writes_nothing_beside_its_tasks(columns: int, rows: int, threads: Any) -> None:
     from gca.ops import numba
 
-    x, gates = np.random.rand(6, 4, columns), np.random.rand(6, 4 + columns)
-    y = np.full_like(x, 7)
-    loops = numba._gate_planes(numba._at_once(columns, numba.COLUMNS), np.float64)
-    threads.run(loops, 5, x.size, [4, columns], [x.ravel(), y.ravel(), gates.ravel()])
-    np.testing.assert_allclose(y[:5], (x * gates[:, :4, None] * gates[:, None, 4:])[:5])
-    assert (y[5] == 7).all()
+    lanes = numba._at_once(columns, numba.COLUMNS)
+    x, grad = torch.rand(2, 6, 1, rows, columns, dtype=torch.float64)
+    gates, shares = torch.rand(2, 6, 1, rows + columns, dtype=torch.float64)
+    whole, lines = x.shape, gates.shape
+    with ops.use("reference"):
+        pooled, tops = ops.pool_lines(x)[0], ops.pool_lines(x, "max")[0]
+        inputs = x.clone().requires_grad_(), gates.clone().requires_grad_()
+        linked, again = ops.pool_lines(inputs[0])
+        y = ops.gate_lines(again, inputs[1])
+        grad_x, grad_gates = torch.autograd.grad((linked, y), inputs, (shares, grad))
+    for loops, size, results, arrays, flags in (
+        (numba._gate_planes, whole, [y], [x, 0, gates], []),
+        (numba._pool_planes, lines, [pooled, tops], [x, 0, 1], [1, 1, 1]),
+        (numba._gate_backward_planes, lines, [grad_gates], [grad, x, gates, 0], []),
+        (numba._pool_backward_planes, whole, [grad_x], [x, grad, 0, gates, tops, shares], [1, 1]),
+    ):
+        into = [torch.full(size, 7, dtype=x.dtype) for _ in results]
+        arrays = [array if isinstance(array, torch.Tensor) else into[array] for array in arrays]
+        threads.run(loops(lanes, np.float64), 5, x.numel(), [rows, columns, *flags], arrays)
+        for ours, formula in zip(into, results, strict=True):
+            torch.testing.assert_close(ours[:5], formula[:5].detach())
+            assert (ours[5] == 7).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels of torch are linked to GNU OpenMP")
