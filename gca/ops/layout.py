@@ -19,7 +19,7 @@ def channels_innermost(x: Tensor) -> bool:
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return False
-    elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return True
+    elif torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
+        return True  # torch 2.8's is_exporting() is true in torch.compile
     else:
         return not captured(x) and is_channels_last(x)

@@ -128,7 +128,8 @@ def test_where_channels_are_innermost(x: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.*")  # deprecated, but still in use
         others = [torch.jit.script(ask), torch.jit.trace(ask, last, check_trace=False)]
-    for plain in (*others, torch.export.export(ask, (last,)).module(), torch.fx.symbolic_trace(ask)):
+    others += [torch.export.export(ask, (last,), strict=strict).module() for strict in (True, False)]
+    for plain in (*others, torch.fx.symbolic_trace(ask)):
         assert torch.equal(plain(last), x)
     assert torch.equal(torch.func.vmap(ask)(last[None])[0], x)
 
