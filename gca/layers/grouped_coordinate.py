@@ -104,8 +104,8 @@ class GroupedCoordinateAttention(GatedLayer):
         b, c, h, w = x.shape
         f, x = pool_lines(x, self.pool)  # (B, C, H+W)
         # Groups that share convolutions are so many images. Where that would need a copy, all of them are one image, in
-        # which every descriptor of every group is a position.
-        in_one_image = self.share_groups and channels_innermost(x)
+        # which every descriptor of every group is a position; but an image without any would be none.
+        in_one_image = self.share_groups and channels_innermost(x) and b > 0
         if in_one_image:
             f = f.transpose(1, 2).reshape(1, b * (h + w), self.groups, c // self.groups).permute(0, 3, 1, 2)
         elif self.share_groups:

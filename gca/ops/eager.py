@@ -108,9 +108,10 @@ def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         PIECE_BACKWARD, planes, grads, *order.factors(planes, _wide(gates)), *order.split(planes, found)
     ):
         product = order.see(torch.mul(_wide(grad_), _wide(x_), out=_shaped(memory[0], x_)))
-        if order is NCHW:  # products of matrices and vectors are faster, where each plane is a matrix
-            into_rows.copy_((columns @ product.mT).mT)
-            into_columns.copy_(rows.mT @ product)
+        if order is NCHW:  # each plane is a matrix, and its products with vectors are faster
+            with torch.autocast(x.device.type, enabled=False):  # it may be on in backward, and would narrow them
+                into_rows.copy_((columns @ product.mT).mT)
+                into_columns.copy_(rows.mT @ product)
         else:
             weighted = torch.mul(product, columns, out=_shaped(memory[1], product))
             torch.sum(weighted, order.w, keepdim=True, out=into_rows)
@@ -134,7 +135,7 @@ def pool_backward(
     gate_h, gate_w = (None, None) if gates is None else order.factors(planes, _wide(gates))
     small = [share_h, share_w, mean_h, mean_w, top_h, top_w, gate_h, gate_w]
     no_nan = peaks is not None and not peaks.sum().isnan()
-    at_once = not order.turned and x.dtype == _wide_type(x)  # nothing is left to do but to add and write
+    at_once = not order.turned and x.dtype == _wide_type(x)  # the last operator can write the result
     memory = _memory(planes), _memory(planes)
     for x_, into, grad_, share_h, share_w, mean_h, mean_w, top_h, top_w, gate_h, gate_w in _pieces(
         PIECE_BACKWARD, planes, *large, *small
@@ -160,10 +161,8 @@ def pool_backward(
 
 def _share(x: Tensor, top: Tensor, share: Tensor, mean: Tensor, axis: int, no_nan: bool, into: Tensor) -> None:
     """``mean``, and to where lines along ``axis`` equal their ``top`` an equal part of their ``share``."""
-    if (
-        top.shape[3] == 1 and x.shape[3] * x.itemsize < SHORT
-    ):  # without vectors torch compares with branches, often mispredicted
-        top = into.copy_(top)
+    if top.shape[3] == 1 and x.shape[3] * x.itemsize < SHORT:
+        top = into.copy_(top)  # without vectors torch compares with branches, which are often mispredicted
     torch.eq(x, top, out=into)  # into floats: a boolean mask is not vectorised
     # Ties are rare, and faster to rule out for all lines together. Where a top is NaN, no element equals it.
     if not no_nan or into.sum().item() != share.numel():
@@ -172,12 +171,14 @@ def _share(x: Tensor, top: Tensor, share: Tensor, mean: Tensor, axis: int, no_na
 
 
 def _arranged(x: Tensor) -> tuple[_Order, Tensor]:
-    """The order to compute in; and ``x``, in NCHW as if so many of its planes were an image as are turned together."""
+    """The order to compute in; and ``x``, in NCHW as if each plane were an image, or the planes turned together."""
     if not x.is_contiguous():
         return NHWC, x
     b, c, h, w = x.shape
+    if w * _wide_type(x).itemsize >= NARROW:
+        return NCHW, x.view(b * c, 1, h, w)
     together = next(n for n in (*TOGETHER, c) if b * c % n == 0)
-    return TURNED if w * _wide_type(x).itemsize < NARROW else NCHW, x.view(b * c // together, together, h, w)
+    return TURNED, x.view(b * c // together, together, h, w)
 
 
 def _transposed(x: Tensor) -> Tensor:

@@ -283,6 +283,16 @@ def test_memory_saved_for_backward_is_x_and_small_tensors(implementation: str) -
     assert x.untyped_storage().data_ptr() in saved
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("side", [7, 28])
+def test_autocast_narrows_no_gradient(implementation: str, side: int, layout: str) -> None:
+    """Of what is float32: backward may run inside of autocast too."""
+    x, grad = (lay_out(torch.randn(1, 64, side, side), layout) for _ in range(2))
+    gates, grads = (torch.rand(1, 64, 2 * side).split(side, dim=2) for _ in range(2))
+    with torch.autocast(x.device.type, torch.bfloat16):
+        assert_equal_but_for_roundings(x, gates, (*grads, grad))
+
+
 def test_autocast_keeps_the_dtype_of_x(implementation: str) -> None:
     x = torch.randn(2, 8, 5, 6)
     gates = torch.rand(2, 8, 5), torch.rand(2, 8, 6)

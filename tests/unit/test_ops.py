@@ -104,7 +104,9 @@ def test_captured_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tenso
     torch.compiler.reset()
     with ops.use("plain"):
         expected = layer(x)
-    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), expected)
+    assert compiled(x[:0]).shape == x[:0].shape
     assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
     assert torch.equal(torch.fx.symbolic_trace(layer)(x), expected)
     torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], expected)
