@@ -140,7 +140,7 @@ class _Recorder:
             handle.remove()
 
     def _begin(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.dtype, self.size = inputs[0].dtype, list(inputs[0].shape[2:])
+        self.dtype, self.shape = inputs[0].dtype, inputs[0].shape
         self.logits.clear()  # of an earlier run
 
     def _note(self, conv: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
@@ -151,11 +151,10 @@ class _Recorder:
             return self.layer.gate(logits).to(self.dtype)
 
         if isinstance(self.layer, GroupedCoordinateAttention):
-            # (B*G, C_g, H+W, 1), or (B, C, H+W, 1) where every group has its own convolutions, or (1, C_g, B*(H+W), G)
-            gates, lines = gate(*self.logits), sum(self.size)
-            if len(gates) == 1:
-                gates = gates.permute(0, 2, 3, 1).reshape(-1, lines, self.layer.channels).transpose(1, 2)
-            gate_h, gate_w = torch.split(gates.reshape(-1, self.layer.channels, lines), self.size, dim=2)
+            (logits,), (b, _, h, w) = self.logits, self.shape
+            # One image is all of them, or the only one, whose gates are the same either way.
+            gates = self.layer._merge_groups(gate(logits), b, h + w, in_one_image=len(logits) == 1)
+            gate_h, gate_w = torch.split(gates, [h, w], dim=2)
             return AxisGates(gate_h, gate_w, self.layer.groups)
         if isinstance(self.layer, CoordinateAttention):
             logits_h, logits_w = self.logits

@@ -113,9 +113,13 @@ class GroupedCoordinateAttention(GatedLayer):
         else:
             f = f.unsqueeze(3)  # (B, C, H+W, 1)
         a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f)))))
+        return gate_lines(x, self._merge_groups(a, b, h + w, in_one_image))
+
+    def _merge_groups(self, a: Tensor, b: int, lines: int, in_one_image: bool) -> Tensor:
+        """What the convolutions give for ``b`` images of so many lines, as ``(B, C, lines)``."""
         if in_one_image:
-            a = a.permute(0, 2, 3, 1).reshape(b, h + w, c).transpose(1, 2)
-        return gate_lines(x, a.reshape(b, c, h + w))
+            a = a.permute(0, 2, 3, 1).reshape(b, lines, self.channels).transpose(1, 2)
+        return a.reshape(b, self.channels, lines)
 
     def extra_repr(self) -> str:
         return (

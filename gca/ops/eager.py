@@ -21,11 +21,10 @@ NARROW, SHORT = 64, 128
 
 
 class _Order(NamedTuple):
-    """The order of axes in which a piece is computed with: where height and width are, and where lines are listed."""
+    """The order of axes that a piece is computed in: where height is, along which lines are listed, and width."""
 
     h: int
     w: int
-    line: int
     turned: bool = False  # x lies in the other order
 
     def see(self, x: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ class _Order(NamedTuple):
 
     def split(self, x: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
         """Those of rows and those of columns, to be broadcast along them."""
-        rows, columns = torch.split(lines, list(x.shape[2:]), dim=self.line)
+        rows, columns = torch.split(lines, list(x.shape[2:]), dim=self.h)
         return rows.unsqueeze(self.w), columns.unsqueeze(self.h)
 
     def factors(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +64,7 @@ class _Order(NamedTuple):
         return lines.reshape(*x.shape[:2], x.shape[2] + x.shape[3])
 
 
-NCHW, NHWC, TURNED = _Order(2, 3, 2), _Order(1, 2, 1), _Order(1, 2, 1, turned=True)
+NCHW, NHWC, TURNED = _Order(2, 3), _Order(1, 2), _Order(1, 2, turned=True)
 
 
 def refuses(x: Tensor) -> str | None:

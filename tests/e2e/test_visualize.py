@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import visualize
 from PIL import Image
 from torch import Tensor, nn
 
 import gca
+import visualize
 from gca.maps import AxisGates
 from medseg.acdc import ACDC
 from medseg.benchmark import Benchmark
