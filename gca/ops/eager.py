@@ -17,7 +17,7 @@ from torch import Tensor
 PIECE_FORWARD, PIECE_BACKWARD = 1 << 21, 1 << 19
 TOGETHER = (64, 32, 16)  # planes that are turned around with one another: of more, elements collide in cache
 # Bytes of a row below which planes are turned around, and below which rows are filled with what they are compared to.
-NARROW, SHORT = 64, 128
+NARROW_FORWARD, NARROW_BACKWARD, SHORT = 128, 64, 128
 
 
 class _Order(NamedTuple):
@@ -74,7 +74,7 @@ def refuses(x: Tensor) -> str | None:
 
 def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]:
     """Descriptors of all lines, and their maxima where these are kept and ``kind`` has any."""
-    order, planes = _arranged(x)
+    order, planes = _arranged(x, x.shape[3] * x.itemsize < NARROW_FORWARD)
     found = [order.lines(planes, x.dtype) for _ in _REDUCTIONS[kind]]
     into = [part for lines in found for part in order.split(planes, lines)]
     for x_, *into_ in _pieces(PIECE_FORWARD, planes, *into):
@@ -99,7 +99,7 @@ def gate(x: Tensor, gates: Tensor) -> Tensor:
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    order, planes = _arranged(x)
+    order, planes = _arranged(x, x.shape[3] * _wide_type(x).itemsize < NARROW_BACKWARD)
     grads = grad.view(planes.shape)
     found = order.lines(planes, _wide_type(x))
     memory = _memory(planes), _memory(planes)
@@ -124,7 +124,7 @@ def pool_backward(
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
-    order, planes = _arranged(x)
+    order, planes = _arranged(x, x.shape[3] * _wide_type(x).itemsize < NARROW_BACKWARD)
     large = [result.view(planes.shape), None if grad is None else grad.view(planes.shape)]
     share_h, share_w = order.factors(planes, _wide(grad_pooled))  # what the maxima of a row or column share
     mean_h, mean_w = share_h / x.shape[3], share_w / x.shape[2]  # what each of its elements gets
@@ -169,12 +169,12 @@ def _share(x: Tensor, top: Tensor, share: Tensor, mean: Tensor, axis: int, no_na
     torch.addcmul(mean, into, share, out=into)
 
 
-def _arranged(x: Tensor) -> tuple[_Order, Tensor]:
+def _arranged(x: Tensor, narrow: bool) -> tuple[_Order, Tensor]:
     """The order to compute in; and ``x``, in NCHW as if each plane were an image, or the planes turned together."""
     if not x.is_contiguous():
         return NHWC, x
     b, c, h, w = x.shape
-    if w * _wide_type(x).itemsize >= NARROW:
+    if not narrow:
         return NCHW, x.view(b * c, 1, h, w)
     together = next(n for n in (*TOGETHER, c) if b * c % n == 0)
     return TURNED, x.view(b * c // together, together, h, w)
@@ -195,8 +195,9 @@ def _transposed(x: Tensor) -> Tensor:
 
 def _pieces(size: int, x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """All of these, so many images at a time that ``x`` has about ``size`` elements."""
-    step = max(1, size // max(1, x[:1].numel()))
-    for start in range(0, max(1, x.shape[0]), step):
+    images = max(1, x.shape[0])
+    step = -(-images // max(1, round(x.numel() / size)))  # all about as large: a small rest would cost as many calls
+    for start in range(0, images, step):
         yield tuple(t if t is None else t[start : start + step] for t in (x, *others))
 
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gca
 from gca import ops
-from gca.ops import POOLS, reference
+from gca.ops import POOLS, eager, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FAST = [
@@ -130,6 +130,17 @@ def test_shapes_of_networks(implementation: str, shape: tuple[int, int, int], dt
     x, grad = (lay_out(torch.randn(1, c, h, w).to(dtype), layout) for _ in range(2))
     gates, grads = (torch.rand(1, c, h + w).to(dtype).split([h, w], dim=2) for _ in range(2))
     assert_equal_but_for_roundings(x, gates, (*grads, grad))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(6, 9), (17, 20), (17, 40)])
+def test_torch_kernels_in_pieces(size: tuple[int, int], layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large inputs are computed piece by piece, the last of which may be smaller; here small ones are."""
+    for name in ("PIECE_FORWARD", "PIECE_BACKWARD"):
+        monkeypatch.setattr(eager, name, 12 * size[0] * size[1])  # of 40 planes
+    x, gate_h, gate_w, *grads = example(size, batch=5, dtype=torch.float32)
+    with ops.use("torch"):
+        assert_equal_but_for_roundings(lay_out(x, layout), (gate_h, gate_w), tuple(grads))
 
 
 @pytest.mark.parametrize("pool", ["max", "avg+max"])
