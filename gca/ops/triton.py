@@ -7,8 +7,8 @@ takes comes from the cache as far as a program's planes fit. Arithmetic is in fl
 dtype of ``x``.
 
 A program takes some planes and goes over their rows tile by tile. Neighbouring planes are neighbours in memory in
-channels_last, neighbouring columns are in NCHW. All columns of a row are in its tile, so that a row is reduced at once;
-columns are reduced after the last tile.
+channels_last, neighbouring columns are in NCHW, and values of lines likewise. All columns of a row are in its tile, so
+that a row is reduced at once; columns are reduced after the last tile.
 """
 
 import math
@@ -33,10 +33,11 @@ def refuses(x: Tensor) -> str | None:
         return f"it runs on CUDA, got {x.device}"
     if x.dtype not in DTYPES:
         return f"it takes {', '.join(map(str, DTYPES))}, got {x.dtype}"
-    if x.shape[3] > WIDEST:
-        return f"it takes a width up to {WIDEST}, got {x.shape[3]}"
-    if x.shape[1:].numel() > LARGEST:
-        return f"it takes up to {LARGEST} elements per image, got {x.shape[1:].numel()}"
+    _, c, h, w = x.shape
+    if w > WIDEST:
+        return f"it takes a width up to {WIDEST}, got {w}"
+    if (elements := c * max(h * w, h + w)) > LARGEST:  # of x or of its lines
+        return f"it takes up to {LARGEST} elements per image, got {elements}"
     return None if INTERPRETED else _tried(x.device)
 
 
@@ -53,26 +54,23 @@ def _tried(device: torch.device) -> str | None:
 
 def pool(x: Tensor, kind: str, _: bool) -> tuple[Tensor, None]:
     """Descriptors of all lines; nothing is kept for the backward pass."""
-    b, c, h, w = x.shape
-    pooled = x.new_empty(b, c, h), x.new_empty(b, c, w)
-    _launch(_pool, x, (x, *pooled), MEAN=kind != "max", MAX=kind != "avg")
-    return torch.cat(pooled, dim=2), None
+    pooled = _new_lines(x)
+    _launch(_pool, x, pooled, MEAN=kind != "max", MAX=kind != "avg")
+    return pooled, None
 
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    rows_and_columns = _split(gates, x)
-    _launch(_gate, x, (x, *rows_and_columns, y), rows_and_columns)
+    _launch(_gate, x, _ordered(gates, x), y)
     return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    rows_and_columns = _split(gates, x)
-    grads = tuple(x.new_empty(part.shape) for part in rows_and_columns)
-    _launch(_gate_backward, x, (grad, x, *rows_and_columns, *grads), rows_and_columns)
-    return torch.cat(grads, dim=2)
+    grad_gates = _new_lines(x)
+    _launch(_gate_backward, x, grad, _ordered(gates, x), grad_gates)
+    return grad_gates
 
 
 def pool_backward(
@@ -80,23 +78,24 @@ def pool_backward(
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
-    small = _split(grad_pooled, x)
-    gates_or_none = (None, None) if gates is None else _split(gates, x)
+    gates = None if gates is None else _ordered(gates, x)
     flags = {"MEAN": kind != "max", "MAX": kind != "avg", "GRAD": grad is not None, "GATES": gates is not None}
-    tensors = (x, grad, *gates_or_none, *small, result)
-    _launch(_pool_backward, x, tensors, (*gates_or_none, *small), **flags)
+    _launch(_pool_backward, x, grad, gates, _ordered(grad_pooled, x), result, **flags)
     return result
 
 
-def _split(lines: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows and the columns of ``(B, C, H + W)``, evenly spaced in memory."""
-    lines = lines.contiguous()
-    return lines[..., : x.shape[2]], lines[..., x.shape[2] :]
+def _new_lines(x: Tensor) -> Tensor:
+    """Memory for one value for every line of ``x``, ``(B, C, H + W)``, whose channels lie as those of ``x`` do."""
+    b, c, h, w = x.shape
+    return x.new_empty(b, c, h + w) if x.is_contiguous() else x.new_empty(b, h + w, c).transpose(1, 2)
 
 
-def _launch(
-    kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], spaced: tuple[Tensor | None, ...] = (), **flags: bool
-) -> None:
+def _ordered(lines: Tensor, x: Tensor) -> Tensor:
+    """``(B, C, H + W)`` as memory in that order."""
+    return lines.contiguous() if x.is_contiguous() else lines.transpose(1, 2).contiguous()
+
+
+def _launch(kernel: Any, x: Tensor, *others: Tensor | None, **flags: bool) -> None:
     if x.numel() == 0:
         return
     b, c, h, w = x.shape
@@ -107,7 +106,7 @@ def _launch(
     step = math.gcd(w, 16)  # a kernel sees the width as a multiple of it, and so which addresses are aligned
     with torch.cuda.device_of(x):
         kernel[(b * -(-c // planes),)](
-            *tensors, *(0 if t is None else t.stride(1) for t in spaced), c, h, w // step,
+            x, *others, c, h, w // step,
             STEP=step, CHANNELS_LAST=channels_last, **flags,
             WIDE=tl.float64 if x.dtype == torch.float64 else tl.float32,
             PLANES=planes, ROWS=rows, COLUMNS=columns, STAGES=stages, num_warps=warps,
@@ -153,8 +152,8 @@ def _greater(a, b):
 
 @triton.jit
 def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the first plane of this program begins in ``x``; its planes, counted over all images, and columns; which of
-    either there are; where both are from that beginning on; and how far rows are apart."""
+    """Where the first plane of this program begins in ``x``; where its planes begin among the lines; its columns; which
+    of either there are; where both are in ``x`` from that beginning on; and how far rows are apart."""
     tiles = tl.cdiv(c, PLANES)
     image = (tl.program_id(0) // tiles).to(tl.int64)
     first = (tl.program_id(0) % tiles) * PLANES
@@ -163,12 +162,14 @@ def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: t
     if CHANNELS_LAST:
         stride_c = 1
         stride_w = c
+        lines = image * c * (h + w) + first + n
     else:
         stride_c = h * w
         stride_w = 1
+        lines = (image * c + first + n) * (h + w)
     begin = image * c * h * w + first.to(tl.int64) * stride_c
     at = (n * stride_c)[:, None, None] + (j * stride_w)[None, None, :]
-    return begin, image * c + first + n, j, first + n < c, j < w, at, w * stride_w
+    return begin, lines, j, first + n < c, j < w, at, w * stride_w
 
 
 @triton.jit
@@ -181,25 +182,27 @@ def _rows(start, h, n_in, j_in, stride_h, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _lines(n, k, space):
-    """Where rows or columns ``k`` of planes ``n`` are in a tensor of shape ``(B, C, length)``."""
-    return n[:, None] * space + k[None, :]
+def _at_lines(lines, k, c, CHANNELS_LAST: tl.constexpr):
+    """Where lines ``k`` of the planes are, of which the rows are first."""
+    if CHANNELS_LAST:
+        k = k * c
+    return lines[:, None] + k[None, :]
 
 
 @triton.jit
-def _line_values(tensor, n, k, space, inside, WIDE: tl.constexpr):
-    """What a tensor of shape ``(B, C, length)`` holds for them."""
-    return tl.load(tensor + _lines(n, k, space), mask=inside, other=0).to(WIDE)
+def _line_values(tensor, lines, k, inside, c, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
+    """What is there for them."""
+    return tl.load(tensor + _at_lines(lines, k, c, CHANNELS_LAST), mask=inside, other=0).to(WIDE)
 
 
 @triton.jit
 def _pool(
-    x, pooled_h, pooled_w, c, h, w,
+    x, pooled, c, h, w,
     STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
     peak = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
@@ -214,56 +217,57 @@ def _pool(
             v = tl.where(inside, v, float("-inf"))
             described += tl.reduce(v, 2, _greater)
             peak = _greater(peak, v)
-        tl.store(pooled_h + _lines(n, i, h), described, mask=rows_in)
+        tl.store(pooled + _at_lines(lines, i, c, CHANNELS_LAST), described, mask=rows_in)
     described = tl.zeros([PLANES, COLUMNS], WIDE)
     if MEAN:
         described += tl.sum(total, 1) / h
     if MAX:
         described += tl.reduce(peak, 1, _greater)
-    tl.store(pooled_w + _lines(n, j, w), described, mask=n_in[:, None] & j_in[None, :])
+    tl.store(pooled + _at_lines(lines, h + j, c, CHANNELS_LAST), described, mask=n_in[:, None] & j_in[None, :])
 
 
 @triton.jit
 def _gate(
-    x, gate_h, gate_w, y, space_h, space_w, c, h, w,
+    x, gates, y, c, h, w,
     STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     y += begin
     columns_in = n_in[:, None] & j_in[None, :]
-    column = _line_values(gate_w, n, j, space_w, columns_in, WIDE)
+    column = _line_values(gates, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
         at = at_columns + down
-        row = _line_values(gate_h, n, i, space_h, rows_in, WIDE)
+        row = _line_values(gates, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
         v = tl.load(x + at, mask=inside, other=0).to(WIDE)
         tl.store(y + at, v * row[:, :, None] * column[:, None, :], mask=inside)
 
 
 @triton.jit
 def _gate_backward(
-    grad, x, gate_h, gate_w, grad_h, grad_w, space_h, space_w, c, h, w,
+    x, grad, gates, grad_gates, c, h, w,
     STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     grad += begin
     columns_in = n_in[:, None] & j_in[None, :]
-    column = _line_values(gate_w, n, j, space_w, columns_in, WIDE)
+    column = _line_values(gates, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
     total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
         at = at_columns + down
         product = tl.load(x + at, mask=inside, other=0).to(WIDE) * tl.load(grad + at, mask=inside, other=0).to(WIDE)
-        row = _line_values(gate_h, n, i, space_h, rows_in, WIDE)
-        tl.store(grad_h + _lines(n, i, h), tl.sum(product * column[:, None, :], 2), mask=rows_in)
+        row = _line_values(gates, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
+        in_rows = tl.sum(product * column[:, None, :], 2)
+        tl.store(grad_gates + _at_lines(lines, i, c, CHANNELS_LAST), in_rows, mask=rows_in)
         total += product * row[:, :, None]
-    tl.store(grad_w + _lines(n, j, w), tl.sum(total, 1), mask=columns_in)
+    tl.store(grad_gates + _at_lines(lines, h + j, c, CHANNELS_LAST), tl.sum(total, 1), mask=columns_in)
 
 
 @triton.jit
@@ -286,13 +290,13 @@ def _shares(grad, ties, length, MEAN: tl.constexpr, MAX: tl.constexpr):
 
 @triton.jit
 def _pool_backward(
-    x, grad, gate_h, gate_w, grad_h, grad_w, result, space_gate_h, space_gate_w, space_h, space_w, c, h, w,
+    x, grad, gates, grad_lines, result, c, h, w,
     STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
     GRAD: tl.constexpr, GATES: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, n, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     result += begin
     if GRAD:
@@ -311,10 +315,10 @@ def _pool_backward(
             peak = higher
         top_w = tl.reduce(peak, 1, _greater)
         ties_w = tl.sum(tl.where(peak == top_w[:, None, :], ties, 0), 1)
-    grad_columns = _line_values(grad_w, n, j, space_w, columns_in, WIDE)
+    grad_columns = _line_values(grad_lines, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
     every_w, share_w = _shares(grad_columns, ties_w, h, MEAN, MAX)
     if GATES:
-        column = _line_values(gate_w, n, j, space_gate_w, columns_in, WIDE)
+        column = _line_values(gates, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
         at = at_columns + down
@@ -323,7 +327,7 @@ def _pool_backward(
             v = tl.load(x + at, mask=inside, other=float("-inf")).to(WIDE)
             top = v == tl.reduce(v, 2, _greater)[:, :, None]
             ties_h = tl.sum((inside & top).to(tl.int32), 2)
-        grad_rows = _line_values(grad_h, n, i, space_h, rows_in, WIDE)
+        grad_rows = _line_values(grad_lines, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
         every_h, share_h = _shares(grad_rows, ties_h, w, MEAN, MAX)
         total = every_h[:, :, None] + every_w[:, None, :]
         if MAX:
@@ -332,7 +336,7 @@ def _pool_backward(
         if GRAD:
             incoming = tl.load(grad + at, mask=inside, other=0).to(WIDE)
             if GATES:
-                row = _line_values(gate_h, n, i, space_gate_h, rows_in, WIDE)
+                row = _line_values(gates, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
                 incoming = incoming * row[:, :, None] * column[:, None, :]
             total += incoming
         tl.store(result + at, total, mask=inside)

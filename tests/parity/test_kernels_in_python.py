@@ -1,6 +1,7 @@
 """The kernels of Triton and numba run as Python, which has to be chosen before they are imported.
 
-That is the only way to run Triton's without a GPU, and the one in which lines can be counted as tested.
+That is the only way to run Triton's without a GPU, and the one in which lines can be counted as tested. Compiled they
+can be without one.
 """
 
 import importlib.util
@@ -47,6 +48,20 @@ def run_tests(environment: dict[str, str], which: str, *files: str) -> None:
 )
 def test_triton(which: str) -> None:
     run_tests(TRITON, which, "test_ops.py")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")
+@pytest.mark.parametrize(("capability", "dtype"), [("80", "bfloat16"), ("90", "float32")])
+def test_triton_compiles_for_gpus_that_are_not_here(capability: str, dtype: str, tmp_path: Path) -> None:
+    """What the interpreter takes, the compiler may refuse."""
+    script = str(Path(__file__).with_name("compile_triton.py"))
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, script, capability, dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    sizes = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert len(sizes) == 8  # four kernels in two layouts
+    assert min(sizes) > 1000
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")
