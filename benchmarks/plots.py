@@ -33,16 +33,18 @@ def plot_layers(means: list[Row], where: Row, path: Path) -> None:
 
 
 def plot_models(rows: list[Row], where: Row, path: Path) -> None:
-    """Time of whole networks over that without attention."""
+    """Time of whole networks over that without attention: medians and quartiles."""
     figure = Figure(figsize=(8, 0.45 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
     timed = [row for row in rows if row["contender"] != "no attention"]
     names = [f"{row['network']}, {row['mode']}, {row['run']}: {row['contender']}" for row in timed]
     colours = ["C7" if "literal" in name else "C0" for name in names]
-    bars = axes.barh(names, [row["overhead_percent"] for row in timed], color=colours)
+    overheads = [row["overhead_percent"] for row in timed]
+    spread = [[abs(row[f"overhead_{q}"] - row["overhead_percent"]) for row in timed] for q in ("q1", "q3")]
+    bars = axes.barh(names, overheads, xerr=spread, color=colours, error_kw={"linewidth": 0.8})
     axes.bar_label(bars, fmt="%.1f %%", padding=2, fontsize=8)
     axes.axvline(0, color="k", linewidth=0.8)
-    axes.set(xlabel="time over the network without attention, %")
+    axes.set(xlabel="time over the network without attention, %: median and quartiles over rounds")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)
     axes.invert_yaxis()

@@ -64,12 +64,14 @@ def interleave(
     at_least: float = 0.01,
     *,
     graphs: bool = False,
+    base: str | None = None,
 ) -> dict[str, Row]:
     """Time all contenders in turn, round after round, so that whatever else the machine does meets them all alike.
 
     Returns the median and the quartiles over rounds, in milliseconds; a contender shorter than ``at_least`` seconds
     is repeated within its round. With ``graphs`` each is replayed from a CUDA graph: what the GPU takes, without the
-    time of launching from Python.
+    time of launching from Python. With ``base`` also how much longer each takes than that contender does in the same
+    round, which a machine that slows down between rounds does not change.
     """
     if graphs:
         contenders = {name: _graphed(call) for name, call in contenders.items()}
@@ -87,7 +89,15 @@ def interleave(
                 times[name].append(1e3 * _time(call, device, repeats[name]))
     finally:
         gc.enable()
-    return {name: _summary(values) for name, values in times.items()}
+    rows: dict[str, Row] = {}
+    for name, values in times.items():
+        low, median, high = _quartiles(values)
+        rows[name] = {"ms": median, "ms_q1": low, "ms_q3": high, "ms_min": min(values)}
+        if base is not None:
+            over = [100 * (time / of_base - 1) for time, of_base in zip(values, times[base], strict=True)]
+            low, median, high = _quartiles(over)
+            rows[name] |= {"overhead_percent": median, "overhead_q1": low, "overhead_q3": high}
+    return rows
 
 
 def _time(call: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -112,9 +122,8 @@ def _graphed(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _summary(values: list[float]) -> Row:
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"ms": median, "ms_q1": low, "ms_q3": high, "ms_min": min(values)}
+def _quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 def peak_bytes(contenders: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, int]:
