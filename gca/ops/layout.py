@@ -1,4 +1,7 @@
-"""The order of axes in memory."""
+"""The order of axes in memory.
+
+Kernels take tensors as they lie: ``x`` in NCHW or channels_last, and values of its lines likewise.
+"""
 
 import torch
 from torch import Tensor
@@ -23,3 +26,14 @@ def channels_innermost(x: Tensor) -> bool:
         return True  # torch 2.8's is_exporting() is true in torch.compile
     else:
         return not captured(x) and is_channels_last(x)
+
+
+def new_lines(x: Tensor) -> Tensor:
+    """Memory for a value of every line of ``x``, ``(B, C, H + W)``, channels innermost where they are so in ``x``."""
+    b, c, h, w = x.shape
+    return x.new_empty(b, c, h + w) if x.is_contiguous() else x.new_empty(b, h + w, c).transpose(1, 2)
+
+
+def dense_lines(lines: Tensor, x: Tensor) -> Tensor:
+    """Such values without gaps in memory, as they lie there: ``(B, C, H + W)``, or ``(B, H + W, C)``."""
+    return lines.contiguous() if x.is_contiguous() else lines.transpose(1, 2).contiguous()

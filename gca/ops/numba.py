@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gca.ops.lanes import has_nan, larger, load, maxima, spread, store, totals, where_equal, without
+from gca.ops.layout import dense_lines, new_lines
 from gca.ops.threads import array, compiled, run, size, tasks
 
 COLUMNS, CHANNELS = (8, 4, 1), (64, 8, 1)  # how many are computed at once, of those that there are
@@ -35,8 +36,8 @@ def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]
     """Descriptors of all lines, and their maxima where these are kept and ``kind`` has any."""
     use_mean, use_max = kind != "max", kind != "avg"
     keep_peaks &= use_max
-    pooled = _lines(x)
-    peaks = _lines(x) if keep_peaks and use_mean else pooled  # without a mean the maxima are the descriptors
+    pooled = new_lines(x)
+    peaks = new_lines(x) if keep_peaks and use_mean else pooled  # without a mean the maxima are the descriptors
     _run(_pool_planes, _pool_rows, x, [x], [pooled, peaks], use_mean, use_max, keep_peaks or not use_mean)
     return pooled, peaks if keep_peaks else None
 
@@ -50,7 +51,7 @@ def gate(x: Tensor, gates: Tensor) -> Tensor:
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    grad_gates = _lines(x)
+    grad_gates = new_lines(x)
     _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], [gates, grad_gates])
     return grad_gates
 
@@ -68,12 +69,6 @@ def pool_backward(
     small = [gates, grad_pooled if peaks is None else peaks, grad_pooled]
     _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, kind != "max", kind != "avg")
     return result
-
-
-def _lines(x: Tensor) -> Tensor:
-    """``(B, C, H + W)``, channels innermost where they are so in ``x``."""
-    b, c, h, w = x.shape
-    return x.new_empty(b, c, h + w) if x.is_contiguous() else x.new_empty(b, h + w, c).transpose(1, 2)
 
 
 _Loops = Callable[[int, Any], Any]  # for so many elements at once, of a dtype
@@ -94,11 +89,11 @@ def _run(
     dtype = np.float32 if x.dtype == torch.float32 else np.float64
     if x.is_contiguous():
         loops, count, sizes = planes(_at_once(w, COLUMNS), dtype), b * c, [h, w]
-        arrays = [*large, *(t.contiguous() for t in small)]
     else:
         at_once = _at_once(c, CHANNELS)
         loops, count, sizes = rows(at_once, dtype), b * (h if by_row else -(-c // at_once)), [h, w, c]
-        arrays = [*(t.permute(0, 2, 3, 1) for t in large), *(t.transpose(1, 2).contiguous() for t in small)]
+        large = [t.permute(0, 2, 3, 1) for t in large]
+    arrays = [*large, *(dense_lines(t, x) for t in small)]
     run(loops, count, x.numel(), [*sizes, *flags], arrays)
 
 

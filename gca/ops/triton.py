@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gca.ops.layout import dense_lines, new_lines
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDEST = 4096
@@ -54,7 +56,7 @@ def _tried(device: torch.device) -> str | None:
 
 def pool(x: Tensor, kind: str, _: bool) -> tuple[Tensor, None]:
     """Descriptors of all lines; nothing is kept for the backward pass."""
-    pooled = _new_lines(x)
+    pooled = new_lines(x)
     _launch(_pool, x, pooled, MEAN=kind != "max", MAX=kind != "avg")
     return pooled, None
 
@@ -62,14 +64,14 @@ def pool(x: Tensor, kind: str, _: bool) -> tuple[Tensor, None]:
 def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    _launch(_gate, x, _ordered(gates, x), y)
+    _launch(_gate, x, dense_lines(gates, x), y)
     return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    grad_gates = _new_lines(x)
-    _launch(_gate_backward, x, grad, _ordered(gates, x), grad_gates)
+    grad_gates = new_lines(x)
+    _launch(_gate_backward, x, grad, dense_lines(gates, x), grad_gates)
     return grad_gates
 
 
@@ -78,21 +80,10 @@ def pool_backward(
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
-    gates = None if gates is None else _ordered(gates, x)
+    gates = None if gates is None else dense_lines(gates, x)
     flags = {"MEAN": kind != "max", "MAX": kind != "avg", "GRAD": grad is not None, "GATES": gates is not None}
-    _launch(_pool_backward, x, grad, gates, _ordered(grad_pooled, x), result, **flags)
+    _launch(_pool_backward, x, grad, gates, dense_lines(grad_pooled, x), result, **flags)
     return result
-
-
-def _new_lines(x: Tensor) -> Tensor:
-    """Memory for one value for every line of ``x``, ``(B, C, H + W)``, whose channels lie as those of ``x`` do."""
-    b, c, h, w = x.shape
-    return x.new_empty(b, c, h + w) if x.is_contiguous() else x.new_empty(b, h + w, c).transpose(1, 2)
-
-
-def _ordered(lines: Tensor, x: Tensor) -> Tensor:
-    """``(B, C, H + W)`` as memory in that order."""
-    return lines.contiguous() if x.is_contiguous() else lines.transpose(1, 2).contiguous()
 
 
 def _launch(kernel: Any, x: Tensor, *others: Tensor | None, **flags: bool) -> None:
