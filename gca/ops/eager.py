@@ -74,7 +74,7 @@ def refuses(x: Tensor) -> str | None:
 
 def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]:
     """Descriptors of all lines, and their maxima where these are kept and ``kind`` has any."""
-    order, planes = _arranged(x, x.shape[3] * x.itemsize < NARROW_FORWARD)
+    order, planes = _arranged(x, x.dtype, NARROW_FORWARD)
     found = [order.lines(planes, x.dtype) for _ in _REDUCTIONS[kind]]
     into = [part for lines in found for part in order.split(planes, lines)]
     for x_, *into_ in _pieces(PIECE_FORWARD, planes, *into):
@@ -99,7 +99,7 @@ def gate(x: Tensor, gates: Tensor) -> Tensor:
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    order, planes = _arranged(x, x.shape[3] * _wide_type(x).itemsize < NARROW_BACKWARD)
+    order, planes = _arranged(x, _wide_type(x), NARROW_BACKWARD)
     grads = grad.view(planes.shape)
     found = order.lines(planes, _wide_type(x))
     memory = _memory(planes), _memory(planes)
@@ -124,7 +124,7 @@ def pool_backward(
 ) -> Tensor:
     """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
     result = torch.empty_like(x)
-    order, planes = _arranged(x, x.shape[3] * _wide_type(x).itemsize < NARROW_BACKWARD)
+    order, planes = _arranged(x, _wide_type(x), NARROW_BACKWARD)
     large = [result.view(planes.shape), None if grad is None else grad.view(planes.shape)]
     share_h, share_w = order.factors(planes, _wide(grad_pooled))  # what the maxima of a row or column share
     mean_h, mean_w = share_h / x.shape[3], share_w / x.shape[2]  # what each of its elements gets
@@ -169,12 +169,13 @@ def _share(x: Tensor, top: Tensor, share: Tensor, mean: Tensor, axis: int, no_na
     torch.addcmul(mean, into, share, out=into)
 
 
-def _arranged(x: Tensor, narrow: bool) -> tuple[_Order, Tensor]:
-    """The order to compute in; and ``x``, in NCHW as if each plane were an image, or the planes turned together."""
+def _arranged(x: Tensor, dtype: torch.dtype, narrow: int) -> tuple[_Order, Tensor]:
+    """The order to compute in; and ``x``, in NCHW as if each plane were an image, or as planes to be turned together,
+    which they are where a row has fewer than ``narrow`` bytes in the ``dtype`` of the computation."""
     if not x.is_contiguous():
         return NHWC, x
     b, c, h, w = x.shape
-    if not narrow:
+    if w * dtype.itemsize >= narrow:
         return NCHW, x.view(b * c, 1, h, w)
     together = next(n for n in (*TOGETHER, c) if b * c % n == 0)
     return TURNED, x.view(b * c // together, together, h, w)
