@@ -35,5 +35,6 @@ def new_lines(x: Tensor) -> Tensor:
 
 
 def dense_lines(lines: Tensor, x: Tensor) -> Tensor:
-    """Such values without gaps in memory, as they lie there: ``(B, C, H + W)``, or ``(B, H + W, C)``."""
+    """Values of the lines of ``x``, ``(B, C, H + W)``, as kernels take them: without gaps, and ``(B, H + W, C)`` where
+    channels are innermost in ``x``."""
     return lines.contiguous() if x.is_contiguous() else lines.transpose(1, 2).contiguous()
