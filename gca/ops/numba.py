@@ -1,4 +1,4 @@
-"""Pooling and gating as compiled loops over planes, or over rows of channels in channels_last: the choice ``"numba"``.
+"""Pooling and gating as compiled loops over planes, or over images in channels_last: the choice ``"numba"``.
 
 One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
 Compiled on first use for the processor at hand and kept on disk.
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from gca.ops.lanes import has_nan, larger, load, maxima, spread, store, totals, where_equal, without
 from gca.ops.layout import dense_lines, new_lines
-from gca.ops.threads import array, compiled, run, size, tasks
+from gca.ops.threads import array, called, compiled, run, size, tasks
 
-COLUMNS, CHANNELS = (8, 4, 1), (64, 8, 1)  # how many are computed at once, of those that there are
+COLUMNS, CHANNELS = (8, 4, 1), (32, 8, 1)  # how many are computed at once, of those that there are
 
 
 def refuses(x: Tensor) -> str | None:
@@ -38,21 +38,21 @@ def pool(x: Tensor, kind: str, keep_peaks: bool) -> tuple[Tensor, Tensor | None]
     keep_peaks &= use_max
     pooled = new_lines(x)
     peaks = new_lines(x) if keep_peaks and use_mean else pooled  # without a mean the maxima are the descriptors
-    _run(_pool_planes, _pool_rows, x, [x], [pooled, peaks], use_mean, use_max, keep_peaks or not use_mean)
+    _run(_pool_planes, _pool_images, x, [x], [pooled, peaks], use_mean, use_max, keep_peaks or not use_mean)
     return pooled, peaks if keep_peaks else None
 
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    _run(_gate_planes, _gate_rows, x, [x, y], [gates], by_row=True)
+    _run(_gate_planes, _gate_images, x, [x, y], [gates])
     return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
     grad_gates = new_lines(x)
-    _run(_gate_backward_planes, _gate_backward_rows, x, [grad, x], [gates, grad_gates])
+    _run(_gate_backward_planes, _gate_backward_images, x, [grad, x], [gates, grad_gates])
     return grad_gates
 
 
@@ -67,22 +67,14 @@ def pool_backward(
     if gates is None:
         gates = x.new_ones(b, c, h + w)
     small = [gates, grad_pooled if peaks is None else peaks, grad_pooled]
-    _run(_pool_backward_planes, _pool_backward_rows, x, [x, grad, result], small, kind != "max", kind != "avg")
+    _run(_pool_backward_planes, _pool_backward_images, x, [x, grad, result], small, kind != "max", kind != "avg")
     return result
 
 
 _Loops = Callable[[int, Any], Any]  # for so many elements at once, of a dtype
 
 
-def _run(
-    planes: _Loops,
-    rows: _Loops,
-    x: Tensor,
-    large: list[Tensor],
-    small: list[Tensor],
-    *flags: bool,
-    by_row: bool = False,
-) -> None:
+def _run(planes: _Loops, images: _Loops, x: Tensor, large: list[Tensor], small: list[Tensor], *flags: bool) -> None:
     if x.numel() == 0:
         return
     b, c, h, w = x.shape
@@ -91,7 +83,9 @@ def _run(
         loops, count, sizes = planes(_at_once(w, COLUMNS), dtype), b * c, [h, w]
     else:
         at_once = _at_once(c, CHANNELS)
-        loops, count, sizes = rows(at_once, dtype), b * (h if by_row else -(-c // at_once)), [h, w, c]
+        # Whole images are read in the order of memory, up to twice as fast as part of their channels.
+        parts = min(-(-torch.get_num_threads() // b), -(-c // at_once))
+        loops, count, sizes = images(at_once, dtype), b * parts, [h, w, c, parts]
         large = [t.permute(0, 2, 3, 1) for t in large]
     arrays = [*large, *(dense_lines(t, x) for t in small)]
     run(loops, count, x.numel(), [*sizes, *flags], arrays)
@@ -99,6 +93,13 @@ def _run(
 
 def _at_once(length: int, choices: tuple[int, ...]) -> int:
     return next(choice for choice in choices if choice <= length)
+
+
+@called
+def _part(task: int, parts: int, vectors: int) -> tuple[int, int, int]:
+    """The image of a task; and the vectors of channels that are its part of it, the first one and the end."""
+    image, part = task // parts, task % parts
+    return image, vectors * part // parts, vectors * (part + 1) // parts
 
 
 @cache
@@ -170,45 +171,51 @@ def _pool_planes(lanes: int, dtype: Any) -> Any:
 
 
 @cache
-def _pool_rows(lanes: int, dtype: Any) -> Any:
+def _pool_images(lanes: int, dtype: Any) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, w, c = size(job, 0), size(job, 1), size(job, 2)
-        use_mean, use_max, keep_peaks = size(job, 3) == 1, size(job, 4) == 1, size(job, 5) == 1
+        h, w, c, parts = size(job, 0), size(job, 1), size(job, 2), size(job, 3)
+        use_mean, use_max, keep_peaks = size(job, 4) == 1, size(job, 5) == 1, size(job, 6) == 1
         x, pooled, peaks = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
-        sums, tops = np.empty((h + w) * lanes, dtype), np.empty((h + w) * lanes, dtype)
-        zero, lowest = spread(dtype(0), lanes), spread(dtype(-np.inf), lanes)
-        height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         vectors = -(-c // lanes)
+        extent = vectors * lanes
+        sums, tops = np.empty((h + w) * extent, dtype), np.empty((h + w) * extent, dtype)
+        height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         for task in tasks(job):
-            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-            sums[h * lanes :] = 0
-            tops[h * lanes :] = -np.inf
+            n, first, end = _part(task, parts, vectors)
+            sums[:] = 0
+            tops[:] = -np.inf
             for i in range(h):
-                row, top = zero, lowest
                 for j in range(w):
-                    column = (h + j) * lanes
-                    v = load(x, ((n * h + i) * w + j) * c + k, lanes)
-                    row = row + v
-                    store(sums, column, load(sums, column, lanes) + v)
-                    if use_max:
-                        top = larger(v, top)
-                        store(tops, column, larger(v, load(tops, column, lanes)))
-                store(sums, i * lanes, row)
-                store(tops, i * lanes, top)
+                    for vector in range(first, end):
+                        k, slot = min(vector * lanes, c - lanes), vector * lanes
+                        row, column = i * extent + slot, (h + j) * extent + slot
+                        v = load(x, ((n * h + i) * w + j) * c + k, lanes)
+                        if use_max:
+                            top_of_row = larger(v, load(tops, row, lanes))
+                            top_of_column = larger(v, load(tops, column, lanes))
+                        store(sums, row, load(sums, row, lanes) + v)
+                        store(sums, column, load(sums, column, lanes) + v)
+                        # Not before the sums: what is stored right after it was loaded and compared with is only
+                        # stored where it changes, which takes AMD's processors ten times as long.
+                        if use_max:
+                            store(tops, row, top_of_row)
+                            store(tops, column, top_of_column)
             nan = False
             for line in range(h + w):
-                at = (n * (h + w) + line) * c + k
-                summed, top = load(sums, line * lanes, lanes), load(tops, line * lanes, lanes)
-                if use_mean:
-                    mean = summed / (width if line < h else height)
-                    store(pooled, at, mean + top if use_max else mean)
-                if keep_peaks:
-                    store(peaks, at, top)
-                    nan |= has_nan(summed)
+                for vector in range(first, end):
+                    k, slot = min(vector * lanes, c - lanes), line * extent + vector * lanes
+                    at = (n * (h + w) + line) * c + k
+                    summed, top = load(sums, slot, lanes), load(tops, slot, lanes)
+                    if use_mean:
+                        mean = summed / (width if line < h else height)
+                        store(pooled, at, mean + top if use_max else mean)
+                    if keep_peaks:
+                        store(peaks, at, top)
+                        nan |= has_nan(summed)
             if nan:  # a line with a NaN has a NaN sum: only then look at it closely
                 image = x[n * h * w * c : (n + 1) * h * w * c].reshape(h, w, c)
-                for channel in range(k, k + lanes):
+                for channel in range(min(first * lanes, c - lanes), min(end * lanes, c)):
                     for i in range(h):
                         peaks[(n * (h + w) + i) * c + channel] = np.max(image[i, :, channel])
                     for j in range(w):
@@ -235,19 +242,22 @@ def _gate_planes(lanes: int, dtype: Any) -> Any:
 
 
 @cache
-def _gate_rows(lanes: int, dtype: Any) -> Any:
+def _gate_images(lanes: int, dtype: Any) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, w, c = size(job, 0), size(job, 1), size(job, 2)
+        h, w, c, parts = size(job, 0), size(job, 1), size(job, 2), size(job, 3)
         x, y, gates = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
-        for task in tasks(job):  # one row of one image, whole, in the order of memory
-            line, i = task // h * (h + w), task % h
-            for j in range(w):
-                for vector in range(0, c, lanes):
-                    k = min(vector, c - lanes)
-                    at = (task * w + j) * c + k
-                    both = load(gates, (line + i) * c + k, lanes) * load(gates, (line + h + j) * c + k, lanes)
-                    store(y, at, load(x, at, lanes) * both)
+        vectors = -(-c // lanes)
+        for task in tasks(job):
+            n, first, end = _part(task, parts, vectors)
+            line = n * (h + w)
+            for i in range(h):
+                for j in range(w):
+                    for vector in range(first, end):
+                        k = min(vector * lanes, c - lanes)
+                        at = ((n * h + i) * w + j) * c + k
+                        both = load(gates, (line + i) * c + k, lanes) * load(gates, (line + h + j) * c + k, lanes)
+                        store(y, at, load(x, at, lanes) * both)
 
     return loops
 
@@ -291,29 +301,38 @@ def _gate_backward_planes(lanes: int, dtype: Any) -> Any:
 
 
 @cache
-def _gate_backward_rows(lanes: int, dtype: Any) -> Any:
+def _gate_backward_images(lanes: int, dtype: Any) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, w, c = size(job, 0), size(job, 1), size(job, 2)
+        h, w, c, parts = size(job, 0), size(job, 1), size(job, 2), size(job, 3)
         grad, x = array(job, 0, dtype), array(job, 1, dtype)
         gates, grad_gates = array(job, 2, dtype), array(job, 3, dtype)
-        sums = np.empty(w * lanes, dtype)  # of columns
-        zero = spread(dtype(0), lanes)
         vectors = -(-c // lanes)
+        extent = vectors * lanes
+        of_row, of_columns = np.empty(extent, dtype), np.empty(w * extent, dtype)
         for task in tasks(job):
-            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
+            n, first, end = _part(task, parts, vectors)
             line = n * (h + w)
-            sums[:] = 0
+            of_columns[:] = 0
             for i in range(h):
-                gate, row = load(gates, (line + i) * c + k, lanes), zero
+                of_row[:] = 0
                 for j in range(w):
-                    at = ((n * h + i) * w + j) * c + k
-                    product = load(grad, at, lanes) * load(x, at, lanes)
-                    row = row + product * load(gates, (line + h + j) * c + k, lanes)
-                    store(sums, j * lanes, load(sums, j * lanes, lanes) + product * gate)
-                store(grad_gates, (line + i) * c + k, row)
+                    for vector in range(first, end):
+                        k, slot = min(vector * lanes, c - lanes), vector * lanes
+                        at = ((n * h + i) * w + j) * c + k
+                        product = load(grad, at, lanes) * load(x, at, lanes)
+                        weighted = product * load(gates, (line + h + j) * c + k, lanes)
+                        store(of_row, slot, load(of_row, slot, lanes) + weighted)
+                        column = j * extent + slot
+                        weighted = product * load(gates, (line + i) * c + k, lanes)
+                        store(of_columns, column, load(of_columns, column, lanes) + weighted)
+                for vector in range(first, end):
+                    k = min(vector * lanes, c - lanes)
+                    store(grad_gates, (line + i) * c + k, load(of_row, vector * lanes, lanes))
             for j in range(w):
-                store(grad_gates, (line + h + j) * c + k, load(sums, j * lanes, lanes))
+                for vector in range(first, end):
+                    k = min(vector * lanes, c - lanes)
+                    store(grad_gates, (line + h + j) * c + k, load(of_columns, j * extent + vector * lanes, lanes))
 
     return loops
 
@@ -381,58 +400,58 @@ def _pool_backward_planes(lanes: int, dtype: Any) -> Any:
 
 
 @cache
-def _pool_backward_rows(lanes: int, dtype: Any) -> Any:
+def _pool_backward_images(lanes: int, dtype: Any) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, w, c = size(job, 0), size(job, 1), size(job, 2)
-        use_mean, use_max = size(job, 3) == 1, size(job, 4) == 1
+        h, w, c, parts = size(job, 0), size(job, 1), size(job, 2), size(job, 3)
+        use_mean, use_max = size(job, 4) == 1, size(job, 5) == 1
         x, grad, result = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         gates, peaks, grad_pooled = array(job, 3, dtype), array(job, 4, dtype), array(job, 5, dtype)
-        # Of rows, then of columns: gates and maxima side by side; what all elements get, and how many maxima there are,
-        # then what these get.
-        extent = (h + w) * lanes
-        near_gates, near_peaks = np.empty(extent, dtype), np.empty(extent, dtype)
-        every, share = np.empty(extent, dtype), np.empty(extent, dtype)
+        vectors = -(-c // lanes)
+        extent = vectors * lanes
+        # Of rows, then of columns: what all elements get, and how many maxima there are, then what these get.
+        every, share = np.empty((h + w) * extent, dtype), np.empty((h + w) * extent, dtype)
         zero, one = spread(dtype(0), lanes), spread(dtype(1), lanes)
         height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
-        vectors = -(-c // lanes)
         for task in tasks(job):
-            n, k = task // vectors, min(task % vectors * lanes, c - lanes)
-            for line in range(h + w):
-                at = (n * (h + w) + line) * c + k
-                store(near_gates, line * lanes, load(gates, at, lanes))
-                store(near_peaks, line * lanes, load(peaks, at, lanes))
-                store(share, line * lanes, zero)
+            n, first, end = _part(task, parts, vectors)
+            line = n * (h + w)
             if use_max:
+                share[:] = 0
                 for i in range(h):
-                    peak, ties = load(near_peaks, i * lanes, lanes), zero
                     for j in range(w):
-                        column = (h + j) * lanes
-                        v = load(x, ((n * h + i) * w + j) * c + k, lanes)
-                        ties = ties + where_equal(v, peak, one)
-                        tie = where_equal(v, load(near_peaks, column, lanes), one)
-                        store(share, column, load(share, column, lanes) + tie)
-                    store(share, i * lanes, ties)
-            for line in range(h + w):
-                grads = load(grad_pooled, (n * (h + w) + line) * c + k, lanes)
-                for_all = grads / (width if line < h else height) if use_mean else zero
-                if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
-                    ties = load(share, line * lanes, lanes)
-                    for_all = for_all + zero / ties
-                    store(share, line * lanes, grads / ties)
-                store(every, line * lanes, for_all)
+                        for vector in range(first, end):
+                            k, slot = min(vector * lanes, c - lanes), vector * lanes
+                            row, column = i * extent + slot, (h + j) * extent + slot
+                            v = load(x, ((n * h + i) * w + j) * c + k, lanes)
+                            tie = where_equal(v, load(peaks, (line + i) * c + k, lanes), one)
+                            store(share, row, load(share, row, lanes) + tie)
+                            tie = where_equal(v, load(peaks, (line + h + j) * c + k, lanes), one)
+                            store(share, column, load(share, column, lanes) + tie)
+            for of_line in range(h + w):
+                for vector in range(first, end):
+                    k, slot = min(vector * lanes, c - lanes), of_line * extent + vector * lanes
+                    grads = load(grad_pooled, (line + of_line) * c + k, lanes)
+                    for_all = grads / (width if of_line < h else height) if use_mean else zero
+                    if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
+                        ties = load(share, slot, lanes)
+                        for_all = for_all + zero / ties
+                        store(share, slot, grads / ties)
+                    store(every, slot, for_all)
             for i in range(h):
-                row = i * lanes
-                gate, peak = load(near_gates, row, lanes), load(near_peaks, row, lanes)
-                of_row, share_of_row = load(every, row, lanes), load(share, row, lanes)
                 for j in range(w):
-                    at, column = ((n * h + i) * w + j) * c + k, (h + j) * lanes
-                    above = load(grad, at, lanes) * gate * load(near_gates, column, lanes)
-                    value = above + (of_row + load(every, column, lanes))
-                    if use_max:
-                        v = load(x, at, lanes)
-                        at_max = where_equal(v, load(near_peaks, column, lanes), load(share, column, lanes))
-                        value = value + (where_equal(v, peak, share_of_row) + at_max)
-                    store(result, at, value)
+                    for vector in range(first, end):
+                        k, slot = min(vector * lanes, c - lanes), vector * lanes
+                        row, column = i * extent + slot, (h + j) * extent + slot
+                        of_row, of_column = (line + i) * c + k, (line + h + j) * c + k
+                        at = ((n * h + i) * w + j) * c + k
+                        above = load(grad, at, lanes) * load(gates, of_row, lanes) * load(gates, of_column, lanes)
+                        value = above + (load(every, row, lanes) + load(every, column, lanes))
+                        if use_max:
+                            v = load(x, at, lanes)
+                            at_max = where_equal(v, load(peaks, of_column, lanes), load(share, column, lanes))
+                            at_max = where_equal(v, load(peaks, of_row, lanes), load(share, row, lanes)) + at_max
+                            value = value + at_max
+                        store(result, at, value)
 
     return loops

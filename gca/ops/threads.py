@@ -41,6 +41,11 @@ def compiled(loops: Callable[[Any], None]) -> Any:
     return cfunc(types.void(pointer), cache=True, error_model="numpy")(loops)
 
 
+def called(function: Callable[..., Any]) -> Any:
+    """A function that loop functions call."""
+    return function if AS_PYTHON else njit(function)
+
+
 def run(loops: Any, count: int, elements: int, sizes: Sequence[int], arrays: Sequence[Tensor]) -> None:
     """Do so many tasks, on several threads if ``elements`` are many; ``arrays`` are contiguous."""
     if AS_PYTHON:

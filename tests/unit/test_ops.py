@@ -2,9 +2,11 @@
 
 import copy
 import os
+import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -222,33 +224,77 @@ def test_every_task_is_done_once(number: int, tasks: int, threads: Any, monkeypa
     assert done.tolist() == [2] * tasks + [0]
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7])
-@pytest.mark.parametrize("columns", [1, 3, 7, 9])
-def test_numba_writes_nothing_beside_its_tasks(columns: int, rows: int, threads: Any) -> None:
-    from gca.ops import numba
-
-    lanes = numba._at_once(columns, numba.COLUMNS)
-    x, grad = torch.rand(2, 6, 1, rows, columns, dtype=torch.float64)
-    gates, shares = torch.rand(2, 6, 1, rows + columns, dtype=torch.float64)
-    whole, lines = x.shape, gates.shape
+def of_all_loops(numba: Any, x: Tensor, of: str) -> Iterator[tuple[Any, list[Tensor], list[Any], list[int]]]:
+    """Loops over ``"planes"`` or ``"images"``: results, arrays (numbers are those of the results), and flags."""
+    b, c, h, w = x.shape
+    grad = torch.rand_like(x)
+    gates, shares = torch.rand(2, b, c, h + w, dtype=x.dtype)
     with ops.use("reference"):
         pooled, tops = ops.pool_lines(x)[0], ops.pool_lines(x, "max")[0]
         inputs = x.clone().requires_grad_(), gates.clone().requires_grad_()
         linked, again = ops.pool_lines(inputs[0])
         y = ops.gate_lines(again, inputs[1])
         grad_x, grad_gates = torch.autograd.grad((linked, y), inputs, (shares, grad))
-    for loops, size, results, arrays, flags in (
-        (numba._gate_planes, whole, [y], [x, 0, gates], []),
-        (numba._pool_planes, lines, [pooled, tops], [x, 0, 1], [1, 1, 1]),
-        (numba._gate_backward_planes, lines, [grad_gates], [grad, x, gates, 0], []),
-        (numba._pool_backward_planes, whole, [grad_x], [x, grad, 0, gates, tops, shares], [1, 1]),
-    ):
-        into = [torch.full(size, 7, dtype=x.dtype) for _ in results]
-        arrays = [array if isinstance(array, torch.Tensor) else into[array] for array in arrays]
+    yield getattr(numba, f"_gate_{of}"), [y.detach()], [x, 0, gates], []
+    yield getattr(numba, f"_pool_{of}"), [pooled, tops], [x, 0, 1], [1, 1, 1]
+    yield getattr(numba, f"_gate_backward_{of}"), [grad_gates], [grad, x, gates, 0], []
+    yield getattr(numba, f"_pool_backward_{of}"), [grad_x], [x, grad, 0, gates, tops, shares], [1, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+@pytest.mark.parametrize("columns", [1, 3, 7, 9])
+def test_numba_writes_nothing_beside_its_tasks(columns: int, rows: int, threads: Any) -> None:
+    from gca.ops import numba
+
+    lanes = numba._at_once(columns, numba.COLUMNS)
+    x = torch.rand(6, 1, rows, columns, dtype=torch.float64)
+    for loops, results, arrays, flags in of_all_loops(numba, x, "planes"):
+        into = [torch.full_like(result, 7) for result in results]
+        arrays = [array if isinstance(array, Tensor) else into[array] for array in arrays]
         threads.run(loops(lanes, np.float64), 5, x.numel(), [rows, columns, *flags], arrays)
         for ours, formula in zip(into, results, strict=True):
-            torch.testing.assert_close(ours[:5], formula[:5].detach())
+            torch.testing.assert_close(ours[:5], formula[:5])
             assert (ours[5] == 7).all()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("channels", [3, 19, 70])
+def test_numba_does_images_in_parts(channels: int, parts: int, threads: Any) -> None:
+    from gca.ops import numba
+
+    def in_order(t: Tensor) -> Tensor:
+        return t.movedim(1, -1).contiguous()
+
+    lanes = numba._at_once(channels, numba.CHANNELS)
+    x = torch.rand(3, channels, 4, 5, dtype=torch.float64)
+    for loops, results, arrays, flags in of_all_loops(numba, x, "images"):
+        into = [torch.full_like(in_order(result), 7) for result in results]
+        arrays = [in_order(array) if isinstance(array, Tensor) else into[array] for array in arrays]
+        threads.run(loops(lanes, np.float64), 2 * parts, x.numel(), [4, 5, channels, parts, *flags], arrays)
+        for ours, formula in zip(into, results, strict=True):
+            torch.testing.assert_close(ours[:2], in_order(formula)[:2])
+            assert (ours[2] == 7).all()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="compiles for a processor of AMD")
+@pytest.mark.parametrize(("of", "lanes"), [("planes", 8), ("images", 8), ("images", 32)])
+def test_numba_writes_without_masks(of: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = pytest.importorskip("gca.ops.threads", reason="needs numba")
+    if threads.AS_PYTHON:
+        pytest.skip("numba is told not to compile")
+    import llvmlite.binding as llvm
+    import numba as compiler
+
+    from gca.ops import numba
+
+    # A kernel from disk has no code to show.
+    monkeypatch.setattr(threads, "cfunc", lambda signature, cache, **options: compiler.cfunc(signature, **options))
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(cpu="znver3", opt=3)
+    for name in ("pool", "gate", "gate_backward", "pool_backward"):
+        loops = getattr(numba, f"_{name}_{of}").__wrapped__(lanes, np.float32)
+        code = machine.emit_assembly(llvm.parse_assembly(loops.inspect_llvm()))
+        assert "%ymm" in code, name  # whole registers are used
+        assert "vmaskmov" not in code, name
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels of torch are linked to GNU OpenMP")
