@@ -193,7 +193,8 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+    name = f"{names[0]}, {len(names)} cores" if names else platform.processor()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"  # names of rented processors tell little
 
 
 def _commit() -> str | None:
