@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Elements of a piece: backward has some temporaries of that size, which fit into a shared cache of some MB together.
-PIECE_FORWARD, PIECE_BACKWARD = 1 << 21, 1 << 19
+PIECE_FORWARD, PIECE_BACKWARD = 1 << 20, 1 << 19
 TOGETHER = (64, 32, 16)  # planes that are turned around with one another: of more, elements collide in cache
 # Bytes of a row below which planes are turned around, and below which rows are filled with what they are compared to.
 NARROW_FORWARD, NARROW_BACKWARD, SHORT = 128, 64, 128
