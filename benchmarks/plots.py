@@ -44,7 +44,7 @@ def plot_models(rows: list[Row], where: Row, path: Path) -> None:
     bars = axes.barh(names, overheads, xerr=spread, color=colours, error_kw={"linewidth": 0.8})
     axes.bar_label(bars, fmt="%.1f %%", padding=2, fontsize=8)
     axes.axvline(0, color="k", linewidth=0.8)
-    axes.set(xlabel="time over the network without attention, %: median and quartiles over rounds")
+    axes.set(xlabel="time over the network without attention, %\nmedian and quartiles over rounds")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)
     axes.invert_yaxis()
