@@ -1,6 +1,7 @@
 """Pooling and gating as compiled loops over planes, or over images in channels_last: the choice ``"numba"``.
 
-One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory.
+One pass over ``x`` computes all four pools, one pass gates, and the backward passes read each tensor once from memory,
+``x`` twice where the cache does not hold an image in channels_last.
 Compiled on first use for the processor at hand and kept on disk.
 
 Arrays are flat. Several elements are computed at once, neighbours in memory: columns of a plane, or channels. Where
@@ -178,7 +179,7 @@ def _pool_images(lanes: int, dtype: Any) -> Any:
         use_mean, use_max, keep_peaks = size(job, 4) == 1, size(job, 5) == 1, size(job, 6) == 1
         x, pooled, peaks = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         vectors = -(-c // lanes)
-        extent = vectors * lanes
+        extent = -(-vectors // parts) * lanes  # of a part, in memory of its own
         sums, tops = np.empty((h + w) * extent, dtype), np.empty((h + w) * extent, dtype)
         height, width = spread(dtype(h), lanes), spread(dtype(w), lanes)
         for task in tasks(job):
@@ -188,7 +189,7 @@ def _pool_images(lanes: int, dtype: Any) -> Any:
             for i in range(h):
                 for j in range(w):
                     for vector in range(first, end):
-                        k, slot = min(vector * lanes, c - lanes), vector * lanes
+                        k, slot = min(vector * lanes, c - lanes), (vector - first) * lanes
                         row, column = i * extent + slot, (h + j) * extent + slot
                         v = load(x, ((n * h + i) * w + j) * c + k, lanes)
                         if use_max:
@@ -204,7 +205,7 @@ def _pool_images(lanes: int, dtype: Any) -> Any:
             nan = False
             for line in range(h + w):
                 for vector in range(first, end):
-                    k, slot = min(vector * lanes, c - lanes), line * extent + vector * lanes
+                    k, slot = min(vector * lanes, c - lanes), line * extent + (vector - first) * lanes
                     at = (n * (h + w) + line) * c + k
                     summed, top = load(sums, slot, lanes), load(tops, slot, lanes)
                     if use_mean:
@@ -308,7 +309,7 @@ def _gate_backward_images(lanes: int, dtype: Any) -> Any:
         grad, x = array(job, 0, dtype), array(job, 1, dtype)
         gates, grad_gates = array(job, 2, dtype), array(job, 3, dtype)
         vectors = -(-c // lanes)
-        extent = vectors * lanes
+        extent = -(-vectors // parts) * lanes  # of a part, in memory of its own
         of_row, of_columns = np.empty(extent, dtype), np.empty(w * extent, dtype)
         for task in tasks(job):
             n, first, end = _part(task, parts, vectors)
@@ -318,7 +319,7 @@ def _gate_backward_images(lanes: int, dtype: Any) -> Any:
                 of_row[:] = 0
                 for j in range(w):
                     for vector in range(first, end):
-                        k, slot = min(vector * lanes, c - lanes), vector * lanes
+                        k, slot = min(vector * lanes, c - lanes), (vector - first) * lanes
                         at = ((n * h + i) * w + j) * c + k
                         product = load(grad, at, lanes) * load(x, at, lanes)
                         weighted = product * load(gates, (line + h + j) * c + k, lanes)
@@ -327,12 +328,12 @@ def _gate_backward_images(lanes: int, dtype: Any) -> Any:
                         weighted = product * load(gates, (line + i) * c + k, lanes)
                         store(of_columns, column, load(of_columns, column, lanes) + weighted)
                 for vector in range(first, end):
-                    k = min(vector * lanes, c - lanes)
-                    store(grad_gates, (line + i) * c + k, load(of_row, vector * lanes, lanes))
+                    k, slot = min(vector * lanes, c - lanes), (vector - first) * lanes
+                    store(grad_gates, (line + i) * c + k, load(of_row, slot, lanes))
             for j in range(w):
                 for vector in range(first, end):
-                    k = min(vector * lanes, c - lanes)
-                    store(grad_gates, (line + h + j) * c + k, load(of_columns, j * extent + vector * lanes, lanes))
+                    k, column = min(vector * lanes, c - lanes), j * extent + (vector - first) * lanes
+                    store(grad_gates, (line + h + j) * c + k, load(of_columns, column, lanes))
 
     return loops
 
@@ -408,7 +409,7 @@ def _pool_backward_images(lanes: int, dtype: Any) -> Any:
         x, grad, result = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         gates, peaks, grad_pooled = array(job, 3, dtype), array(job, 4, dtype), array(job, 5, dtype)
         vectors = -(-c // lanes)
-        extent = vectors * lanes
+        extent = -(-vectors // parts) * lanes  # of a part, in memory of its own
         # Of rows, then of columns: what all elements get, and how many maxima there are, then what these get.
         every, share = np.empty((h + w) * extent, dtype), np.empty((h + w) * extent, dtype)
         zero, one = spread(dtype(0), lanes), spread(dtype(1), lanes)
@@ -421,7 +422,7 @@ def _pool_backward_images(lanes: int, dtype: Any) -> Any:
                 for i in range(h):
                     for j in range(w):
                         for vector in range(first, end):
-                            k, slot = min(vector * lanes, c - lanes), vector * lanes
+                            k, slot = min(vector * lanes, c - lanes), (vector - first) * lanes
                             row, column = i * extent + slot, (h + j) * extent + slot
                             v = load(x, ((n * h + i) * w + j) * c + k, lanes)
                             tie = where_equal(v, load(peaks, (line + i) * c + k, lanes), one)
@@ -430,7 +431,7 @@ def _pool_backward_images(lanes: int, dtype: Any) -> Any:
                             store(share, column, load(share, column, lanes) + tie)
             for of_line in range(h + w):
                 for vector in range(first, end):
-                    k, slot = min(vector * lanes, c - lanes), of_line * extent + vector * lanes
+                    k, slot = min(vector * lanes, c - lanes), of_line * extent + (vector - first) * lanes
                     grads = load(grad_pooled, (line + of_line) * c + k, lanes)
                     for_all = grads / (width if of_line < h else height) if use_mean else zero
                     if use_max:  # a maximum that is NaN equals nothing: 0 / 0 makes its line NaN
@@ -441,7 +442,7 @@ def _pool_backward_images(lanes: int, dtype: Any) -> Any:
             for i in range(h):
                 for j in range(w):
                     for vector in range(first, end):
-                        k, slot = min(vector * lanes, c - lanes), vector * lanes
+                        k, slot = min(vector * lanes, c - lanes), (vector - first) * lanes
                         row, column = i * extent + slot, (h + j) * extent + slot
                         of_row, of_column = (line + i) * c + k, (line + h + j) * c + k
                         at = ((n * h + i) * w + j) * c + k
