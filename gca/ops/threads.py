@@ -41,11 +41,6 @@ def compiled(loops: Callable[[Any], None]) -> Any:
     return cfunc(types.void(pointer), cache=True, error_model="numpy")(loops)
 
 
-def called(function: Callable[..., Any]) -> Any:
-    """A function that loop functions call."""
-    return function if AS_PYTHON else njit(function)
-
-
 def run(loops: Any, count: int, elements: int, sizes: Sequence[int], arrays: Sequence[Tensor]) -> None:
     """Do so many tasks, on several threads if ``elements`` are many; ``arrays`` are contiguous."""
     if AS_PYTHON:
@@ -78,6 +73,11 @@ class _Job(NamedTuple):
 
 def _in_python(meaning: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     return lambda function: meaning if AS_PYTHON else njit(function)
+
+
+def called(function: Callable[..., Any]) -> Any:
+    """A function that loop functions call, and that says the same in Python."""
+    return _in_python(function)(function)
 
 
 @_in_python(lambda job, number: job.sizes[number])
