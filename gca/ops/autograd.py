@@ -23,15 +23,29 @@ from gca.ops.capture import captured
 
 def pool(x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor]:
     """Descriptors of all lines, and ``x`` for :func:`gate`, its only consumer."""
-    pooled, x = _Pool.apply(_dense(x), kind, kernels)
+    x = _dense(x)
+    if _recorded(x):
+        pooled, x = _Pool.apply(x, kind, kernels)
+    else:
+        pooled, _ = kernels.pool(x, kind, False)
     return pooled, x
 
 
 def gate(x: Tensor, gates: Tensor, kernels: ModuleType) -> Tensor:
     """``x`` gated along both axes."""
-    pooling = x.grad_fn if getattr(x.grad_fn, "hands_on_x", False) else None
-    y: Tensor = _Gate.apply(_dense(x), gates, kernels, pooling)
+    x = _dense(x)
+    if _recorded(x, gates):
+        pooling = x.grad_fn if getattr(x.grad_fn, "hands_on_x", False) else None
+        y: Tensor = _Gate.apply(x, gates, kernels, pooling)
+    else:
+        y = kernels.gate(x, gates)
     return y
+
+
+def _recorded(*tensors: Tensor) -> bool:
+    """Whether backward may come. Where it cannot, a function of autograd takes its time for nothing: some 0.1 ms in a
+    network, as long as a kernel on one small image."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gca
 from gca import ops
-from gca.ops import POOLS, eager, reference
+from gca.ops import POOLS, autograd, eager, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FAST = [
@@ -228,6 +228,26 @@ def test_only_what_is_asked_for_gets_a_gradient(implementation: str, frozen: tup
             assert tensor.grad is None
         else:
             torch.testing.assert_close(tensor.grad, formula)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_without_backward_the_same_is_computed_without_autograd(
+    implementation: str, pool: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, gate_h, gate_w, *_ = example()
+    inputs = lay_out(x, layout), gate_h, gate_w
+    recorded = link(*(leaf(t) for t in inputs), pool)
+    monkeypatch.setattr(autograd, "_Pool", None)
+    monkeypatch.setattr(autograd, "_Gate", None)
+    frozen = link(*inputs, pool)
+    with torch.no_grad():
+        unrecorded = link(*(leaf(t) for t in inputs), pool)
+    for theirs, *ours in zip(recorded, frozen, unrecorded, strict=True):
+        for t in ours:
+            assert not t.requires_grad
+            torch.testing.assert_close(t, theirs.detach(), rtol=0, atol=0)
+            assert t.stride() == theirs.stride()
 
 
 def test_each_output_alone_and_backward_twice(implementation: str) -> None:
