@@ -62,7 +62,7 @@ def _as(grad: Tensor, x: Tensor) -> Tensor:
 class _Pool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor]:
-        pooled, peaks = kernels.pool(x, kind, ctx.needs_input_grad[0])
+        pooled, peaks = kernels.pool(x, kind, True)
         ctx.save_for_backward(x, peaks)
         ctx.set_materialize_grads(False)
         ctx.kind, ctx.kernels = kind, kernels
