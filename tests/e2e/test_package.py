@@ -138,7 +138,10 @@ def test_the_source_distribution_holds_what_tests_and_examples_need(sdist: Path)
     wanted = source_files("gca/**/*.py", "examples/**/*.py", "tests/**/*.py", "benchmarks/*.py", "docs/*.md")
     wanted |= source_files("tests/**/*.json", "tests/**/*.txt", "docs/static/*")
     assert wanted <= held, sorted(wanted - held)
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml"} <= held
+    at_root = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml"}
+    assert at_root <= held
+    folders = {name.partition("/")[0] for name in held if "/" in name}  # whatever else lies in the clone
+    assert folders == {"gca", "examples", "tests", "benchmarks", "docs"}
     data = re.compile(r"\.(npz|npy|h5|nii|gz|ckpt|pt|pth|pt2|safetensors|onnx|pkl|pyc|so)$|(^|/)(runs|\.venv[^/]*)/")
     assert [name for name in held if data.search(name)] == []
 
