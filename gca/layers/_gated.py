@@ -1,10 +1,13 @@
 """What the four layers share: checked sizes, the gate, and a start at which the gate is open."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gca.gates import Gates
 
 
 def check_positive_int(**values: int) -> None:
@@ -16,14 +19,15 @@ def check_positive_int(**values: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {name}={value}")
 
 
-def reduced_channels(channels: int, reduction: int, minimum: int = 1) -> int:
+def reduced_channels(channels: int, reduction: int, minimum: int = 0) -> int:
     """Channels between the two convolutions of a layer: ``channels // reduction``, at least ``minimum``."""
-    if reduction > channels:
+    reduced = max(minimum, channels // reduction)
+    if reduced < 1:
         raise ValueError(
             f"reduction must not exceed the channels it divides, got reduction={reduction} for {channels} channels; "
             f"choose reduction <= {channels}"
         )
-    return max(minimum, channels // reduction)
+    return reduced
 
 
 class GatedLayer(nn.Module):
@@ -31,42 +35,70 @@ class GatedLayer(nn.Module):
 
     A gate is :math:`\sigma(z)`, and with ``identity_init`` it is :math:`2\sigma(z)` where the convolutions that give
     ``z`` start at zero, so that every gate starts at exactly 1 and the layer returns its input bit for bit until it
-    is trained. Sub-classes say through :meth:`last_convs` which convolutions give ``z``.
+    is trained. Sub-classes say through :meth:`last_convs` which convolutions give ``z``, through :meth:`gates` what
+    the gates of an input are, and through :meth:`options` what they were built with.
     """
+
+    # Names among ``options()`` that change the output while no key and no shape of the ``state_dict`` tells of them.
+    unseen: tuple[str, ...] = ("identity_init",)
 
     def __init__(self, identity_init: bool) -> None:
         super().__init__()
         self.identity_init = identity_init
 
-    def _unseen_options(self) -> dict[str, Any]:
-        """Options that change the output and that neither keys nor shapes of the ``state_dict`` tell."""
-        return {"identity_init": self.identity_init}
+    def options(self) -> dict[str, Any]:
+        """The arguments that build this layer again, by name, with ``channels`` first."""
+        raise NotImplementedError
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if hasattr(destination, "_metadata"):  # where torch keeps the versions of modules; it is no key
-            destination._metadata.setdefault(prefix[:-1], {})["options"] = self._unseen_options()
+    def last_convs(self) -> Sequence[nn.Conv2d]:
+        """The convolutions whose outputs are the logits of the gates."""
+        raise NotImplementedError
+
+    def gates(self, x: Tensor) -> Gates:
+        """The gates by which ``forward`` multiplies ``x``, in the dtype of ``x``."""
+        raise NotImplementedError
+
+    def gate(self, logits: Tensor) -> Tensor:
+        """The gates of some logits."""
+        gate = torch.sigmoid(logits)
+        return 2 * gate if self.identity_init else gate
+
+    def get_extra_state(self) -> Tensor:
+        """The unseen options, as the bytes of a JSON object.
+
+        A tensor, so that every format that holds a ``state_dict`` holds it; a key, so that no loader loses it.
+        """
+        noted = {name: self.options()[name] for name in self.unseen}
+        return torch.tensor(list(json.dumps(noted).encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing to set: options that differ were refused by ``_load_from_state_dict``."""
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         error_msgs = lists[-1]
-        noted = local_metadata.get("options", {})  # nothing in a dict that was made key by key, or a safetensors file
-        for name, ours in self._unseen_options().items():
-            if name in noted and noted[name] != ours:
+        if f"{prefix}_extra_state" not in state_dict:
+            return  # with strict=True a missing key, which torch reports
+        name = prefix[:-1] or type(self).__name__
+        try:
+            noted = json.loads(bytes(state_dict[f"{prefix}_extra_state"].to(torch.uint8).tolist()))
+            found = {option: noted[option] for option in self.unseen}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            error_msgs.append(f"the options noted for {name} cannot be read ({error!r}); the checkpoint is damaged")
+            return
+        for option, theirs in found.items():
+            ours = self.options()[option]
+            if ours != theirs:
                 error_msgs.append(
-                    f"{prefix[:-1] or type(self).__name__} has {name}={ours!r}, but its weights come from a layer with "
-                    f"{name}={noted[name]!r}, with which they give other outputs; build or inject it with that"
+                    f"{name} has {option}={ours!r}, but its weights come from a layer with {option}={theirs!r}, with "
+                    "which they give other outputs; build or inject it with that"
                 )
 
-    def last_convs(self) -> Sequence[nn.Conv2d]:
-        """The convolutions whose outputs are the logits of the gates."""
-        raise NotImplementedError
-
-    def gate(self, logits: Tensor) -> Tensor:
-        gate = torch.sigmoid(logits)
-        return 2 * gate if self.identity_init else gate
+    def extra_repr(self) -> str:
+        channels, *others = self.options().items()
+        return ", ".join([str(channels[1]), *(f"{name}={value!r}" for name, value in others)])
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after ``to_empty()`` on a model built on the meta device."""

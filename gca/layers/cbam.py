@@ -1,10 +1,12 @@
 """Convolutional block attention module."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gca.gates import ChannelGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 
 
@@ -73,16 +75,27 @@ class CBAM(GatedLayer):
     def last_convs(self) -> Sequence[nn.Conv2d]:
         return self.fc2, self.conv
 
-    def forward(self, x: Tensor) -> Tensor:
-        avg = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        peak = x.amax((2, 3), keepdim=True)
-        logits = self.fc2(self.act(self.fc1(avg))) + self.fc2(self.act(self.fc1(peak)))
-        x = x * self.gate(logits).to(x.dtype)
-        f = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)  # (B, 2, H, W)
-        return x * self.gate(self.conv(f)).to(x.dtype)
+    def options(self) -> dict[str, Any]:
+        return {
+            "channels": self.channels,
+            "reduction": self.reduction,
+            "kernel_size": self.kernel_size,
+            "identity_init": self.identity_init,
+        }
 
-    def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, reduction={self.reduction}, kernel_size={self.kernel_size}, "
-            f"identity_init={self.identity_init}"
-        )
+    def gates(self, x: Tensor) -> ChannelGates:
+        _, channel, spatial = self._gate_twice(x)
+        return ChannelGates(channel.flatten(1), spatial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated, _, spatial = self._gate_twice(x)
+        return gated * spatial
+
+    def _gate_twice(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` gated by channel, the gates of the channels, and those of the positions, which follow from it."""
+        mean = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        maximum = x.amax((2, 3), keepdim=True)
+        channel = self.gate(self.fc2(self.act(self.fc1(mean))) + self.fc2(self.act(self.fc1(maximum)))).to(x.dtype)
+        x = x * channel
+        f = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)  # (B, 2, H, W)
+        return x, channel, self.gate(self.conv(f)).to(x.dtype)

@@ -1,10 +1,12 @@
 """Coordinate attention."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 from gca.ops import gate_lines, pool_lines
 
@@ -33,7 +35,7 @@ class CoordinateAttention(GatedLayer):
         ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept; any ``H`` and ``W`` from 1.
 
     Raises:
-        ValueError: If ``reduction`` exceeds ``channels`` or a size is below 1.
+        ValueError: If a size is below 1.
         TypeError: If a size is not an int.
 
     Reference:
@@ -72,12 +74,18 @@ class CoordinateAttention(GatedLayer):
     def last_convs(self) -> Sequence[nn.Conv2d]:
         return self.conv_h, self.conv_w
 
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        f, x = pool_lines(x, "avg")  # (B, C, H+W)
-        f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f.unsqueeze(3)))), [h, w], dim=2)
-        gates = self.gate(torch.cat((self.conv_h(f_h), self.conv_w(f_w)), dim=2))
-        return gate_lines(x, gates.squeeze(3))
+    def options(self) -> dict[str, Any]:
+        return {"channels": self.channels, "reduction": self.reduction, "identity_init": self.identity_init}
 
-    def extra_repr(self) -> str:
-        return f"{self.channels}, reduction={self.reduction}, identity_init={self.identity_init}"
+    def gates(self, x: Tensor) -> AxisGates:
+        f, x = pool_lines(x, "avg")
+        gate_h, gate_w = torch.split(self._gates(f, x), [x.shape[2], x.shape[3]], dim=2)
+        return AxisGates(gate_h, gate_w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f, x = pool_lines(x, "avg")  # (B, C, H+W)
+        return gate_lines(x, self._gates(f, x))
+
+    def _gates(self, f: Tensor, x: Tensor) -> Tensor:
+        f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f.unsqueeze(3)))), [x.shape[2], x.shape[3]], dim=2)
+        return self.gate(torch.cat((self.conv_h(f_h), self.conv_w(f_w)), dim=2)).squeeze(3).to(x.dtype)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 from gca.ops import POOLS, gate_lines, pool_lines
 from gca.ops.layout import channels_innermost
@@ -59,6 +60,8 @@ class GroupedCoordinateAttention(GatedLayer):
         torch.Size([1, 256, 56, 56])
     """
 
+    unseen = ("identity_init", "pool")
+
     def __init__(
         self,
         channels: int,
@@ -74,7 +77,11 @@ class GroupedCoordinateAttention(GatedLayer):
         super().__init__(identity_init)
         check_positive_int(channels=channels, groups=groups, reduction=reduction)
         if channels % groups:
-            raise ValueError(f"channels must be divisible by groups, got channels={channels}, groups={groups}")
+            fitting = [f"groups={n}" for n in range(1, 9) if channels % n == 0]
+            raise ValueError(
+                f"channels must be divisible by groups, got channels={channels}, groups={groups}; choose "
+                f"{' or '.join(fitting)}"
+            )
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(map(repr, POOLS))}, got {pool!r}")
         self.channels = channels
@@ -94,15 +101,24 @@ class GroupedCoordinateAttention(GatedLayer):
         self.conv2 = nn.Conv2d(hidden, width, 1, groups=conv_groups, device=device, dtype=dtype)
         self.zero_init_last()
 
-    def _unseen_options(self) -> dict[str, Any]:
-        return {**super()._unseen_options(), "pool": self.pool}
-
     def last_convs(self) -> Sequence[nn.Conv2d]:
         return (self.conv2,)
 
+    def options(self) -> dict[str, Any]:
+        names = ("channels", "groups", "reduction", "pool", "share_groups", "identity_init")
+        return {name: getattr(self, name) for name in names}
+
+    def gates(self, x: Tensor) -> AxisGates:
+        f, x = pool_lines(x, self.pool)
+        gate_h, gate_w = torch.split(self._gates(f, x), [x.shape[2], x.shape[3]], dim=2)
+        return AxisGates(gate_h, gate_w, self.groups)
+
     def forward(self, x: Tensor) -> Tensor:
+        f, x = pool_lines(x, self.pool)
+        return gate_lines(x, self._gates(f, x))
+
+    def _gates(self, f: Tensor, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        f, x = pool_lines(x, self.pool)  # (B, C, H+W)
         # Groups that share convolutions are so many images. Where that would need a copy, all of them are one image, in
         # which every descriptor of every group is a position; but an image without any would be none.
         in_one_image = self.share_groups and channels_innermost(x) and b > 0
@@ -113,16 +129,6 @@ class GroupedCoordinateAttention(GatedLayer):
         else:
             f = f.unsqueeze(3)  # (B, C, H+W, 1)
         a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f)))))
-        return gate_lines(x, self._merge_groups(a, b, h + w, in_one_image))
-
-    def _merge_groups(self, a: Tensor, b: int, lines: int, in_one_image: bool) -> Tensor:
-        """What the convolutions give for ``b`` images of so many lines, as ``(B, C, lines)``."""
         if in_one_image:
-            a = a.permute(0, 2, 3, 1).reshape(b, lines, self.channels).transpose(1, 2)
-        return a.reshape(b, self.channels, lines)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, groups={self.groups}, reduction={self.reduction}, pool={self.pool!r}, "
-            f"share_groups={self.share_groups}, identity_init={self.identity_init}"
-        )
+            a = a.permute(0, 2, 3, 1).reshape(b, h + w, self.channels).transpose(1, 2)
+        return a.reshape(b, self.channels, h + w).to(x.dtype)

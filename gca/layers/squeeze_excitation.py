@@ -1,10 +1,12 @@
 """Squeeze and excitation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gca.gates import ChannelGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 
 
@@ -66,9 +68,12 @@ class SE(GatedLayer):
     def last_convs(self) -> Sequence[nn.Conv2d]:
         return (self.fc2,)
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        return x * self.gate(self.fc2(self.act(self.fc1(z)))).to(x.dtype)
+    def options(self) -> dict[str, Any]:
+        return {"channels": self.channels, "reduction": self.reduction, "identity_init": self.identity_init}
 
-    def extra_repr(self) -> str:
-        return f"{self.channels}, reduction={self.reduction}, identity_init={self.identity_init}"
+    def gates(self, x: Tensor) -> ChannelGates:
+        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        return ChannelGates(self.gate(self.fc2(self.act(self.fc1(z)))).to(x.dtype).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gates(x).channel.unsqueeze(2).unsqueeze(3)
