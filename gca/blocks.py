@@ -1,13 +1,16 @@
 """Which residual blocks are known, and where attention goes in each.
 
 Blocks are recognised by the qualified name of the class whose ``forward`` runs, so nothing needs importing to look
-for them, and a sub-class that overrides ``forward`` is not mistaken for its parent. To add a family, add a row.
+for them, and a sub-class that overrides ``forward`` is not mistaken for its parent. To add a family, add a row; users
+add theirs with :func:`gca.register_block`. Blocks that hold injected attention are recognised by the note that
+``inject`` leaves in them, whatever becomes of their class.
 """
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,14 +25,14 @@ class BlockFamily:
         models: The networks that are built of it, for the documentation.
         slot: Attribute that the block calls, unless it is ``None`` or ``nn.Identity``, before the residual sum.
         last_conv: Dotted name of the convolution whose output reaches the slot.
-        slotted: Qualified name of the sub-class that has the slot, where the class itself has none.
+        slotted: The sub-class that has the slot, or its qualified name, where the class itself has none.
         position: What stands before the slot.
     """
 
     models: str
     slot: str
     last_conv: str
-    slotted: str | None = None
+    slotted: str | type[nn.Module] | None = None
     position: str = "the last norm"
 
 
@@ -126,6 +129,21 @@ REFUSED: dict[str, str] = {
 
 
 @dataclass(frozen=True)
+class Before:
+    """What a block was before ``inject`` filled its slot. The block carries this note until ``eject``.
+
+    What the slot held lies inside the note, where it is no sub-module and adds no key to the ``state_dict``.
+    """
+
+    family: BlockFamily
+    cls: type[nn.Module]
+    occupant: nn.Module | None
+
+
+NOTE = "_gca_before"  # the attribute of a block that holds it
+
+
+@dataclass(frozen=True)
 class Block:
     """A residual block inside a model: known, and then it has a family, or refused, and then it has a reason."""
 
@@ -146,10 +164,35 @@ class Block:
         return f"{self.name}.{self.slot}" if self.name else self.slot
 
     @property
+    def before(self) -> Before | None:
+        """The note of ``inject``, where it filled the slot."""
+        return vars(self.module).get(NOTE)
+
+    @property
     def occupant(self) -> nn.Module | None:
-        """What the slot holds; ``None`` where it is empty, which ``nn.Identity`` counts as."""
+        """What the slot holds; ``None`` where it is empty, as which a ``nn.Identity`` of the block's own counts."""
         occupant: nn.Module | None = getattr(self.module, self.slot, None)
-        return None if isinstance(occupant, nn.Identity) else occupant
+        return None if isinstance(occupant, nn.Identity) and self.before is None else occupant
+
+    @property
+    def tampering(self) -> str:
+        """What was done to the block behind ``inject``'s back that would make a change to it go wrong, or nothing."""
+        if "forward" in vars(self.module):
+            return (
+                "its forward was replaced on the instance, as hook libraries such as accelerate do, and may never "
+                "reach attention; inject or eject first, or remove those hooks"
+            )
+        if any(hasattr(part, "_hf_hook") for part in self.module.modules()):
+            return "accelerate moves its weights between devices by hooks; inject or eject first, or remove them"
+        if self.family is None or self.family.slotted is None:
+            return ""
+        cls = type(self.module)
+        if self.before is not None:
+            changed = cls is not self.slotted_class()
+            return f"its class became {qualified(cls)} after attention was injected; undo that first" if changed else ""
+        if isinstance(self.family.slotted, str) and cls.forward.__qualname__ != f"{_owner(cls).__qualname__}.forward":
+            return f"the forward of its class was replaced by {cls.forward!r}, which gca.slots does not know of"
+        return ""
 
     def slotted_class(self) -> type[nn.Module]:
         """The class whose ``forward`` calls the slot: the block's own, or its sub-class in ``gca.slots``.
@@ -159,6 +202,8 @@ class Block:
         assert self.family is not None
         if self.family.slotted is None:
             return type(self.module)
+        if isinstance(self.family.slotted, type):
+            return self.family.slotted
         module, _, name = self.family.slotted.rpartition(".")
         cls: type[nn.Module] = getattr(importlib.import_module(module), name)
         return cls
@@ -190,20 +235,32 @@ class Block:
         return int(number) + 1 if word.startswith("stages") else int(number)
 
 
-def qualified(cls: type) -> str:
-    """Module and name of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+def qualified(builder: Callable[..., Any]) -> str:
+    """Module and name of a class or function; of another callable, those of its class."""
+    named = builder if hasattr(builder, "__qualname__") else type(builder)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _owner(cls: type) -> type:
+    """The class whose ``forward`` runs."""
+    return next(parent for parent in cls.__mro__ if "forward" in vars(parent))
 
 
 def _identify(name: str, module: nn.Module) -> Block | None:
-    # A block whose slot is open runs the forward of its sub-class in gca.slots; it is still a block of its parent's.
-    owner = next(c for c in type(module).__mro__ if "forward" in vars(c) and not c.__module__.startswith(SLOTS))
-    known = qualified(owner)
+    note = vars(module).get(NOTE)
+    if note is not None:
+        return Block(name, module, note.family)
+    exact, known = qualified(type(module)), qualified(_owner(type(module)))
+    if exact in FAMILIES:
+        return Block(name, module, FAMILIES[exact])
     if known in REFUSED:
         return Block(name, module, None, REFUSED[known])
     family = FAMILIES.get(known)
-    if family and family.slotted and qualified(type(module)) not in (known, family.slotted):
-        reason = f"it inherits its forward from {known}, which has no slot; only that class itself can be given one"
+    if family and family.slotted:
+        reason = (
+            f"it inherits its forward from {known}, which has no slot; register it with a sub-class that has one: "
+            "gca.register_block(..., slotted=...)"
+        )
         return Block(name, module, None, reason)
     return Block(name, module, family) if family else None
 
@@ -225,4 +282,69 @@ def lookalikes(model: nn.Module) -> list[str]:
             if re.search(r"block|bottle\w*neck|residual", type(module).__qualname__, re.IGNORECASE)
             and _identify(name, module) is None
         }
+    )
+
+
+def register_block(
+    block: type[nn.Module], *, slot: str = "attention", last_conv: str, slotted: type[nn.Module] | None = None
+) -> None:
+    """Make a class of residual blocks known to ``inject``, ``injected``, ``summary`` and ``eject``.
+
+    A block has a slot where its ``forward`` calls ``self.<slot>`` unless that is ``None`` (or ``nn.Identity``), after
+    the last norm and before the residual sum. Where it has none, give a sub-class that has one as ``slotted``:
+    ``inject`` changes the class of the blocks to it, and ``eject`` changes it back. Then sub-classes of torchvision's
+    and other slotless blocks can be registered too, whether they have a ``forward`` of their own or not. Define both
+    at the top level of a module if networks are to be pickled.
+
+    Registering a class again replaces its entry; a class that the library knows itself cannot be registered.
+
+    Args:
+        block: The class of the blocks.
+        slot: Attribute that holds attention.
+        last_conv: Dotted name, inside the block, of the convolution whose output reaches the slot; attention takes
+            its output channels, its device and its dtype.
+        slotted: Sub-class of ``block`` whose ``forward`` calls ``self.<slot>`` without asking whether it is there.
+
+    Raises:
+        TypeError: If ``block`` is no class of modules, ``slotted`` no sub-class of it with a ``forward`` of its own,
+            or a name is no string.
+        ValueError: If the library knows ``block`` already, a name is no attribute name, or the ``forward`` that
+            should call the slot does not mention it.
+
+    Example:
+        >>> gca.register_block(MyBlock, slot="attention", last_conv="conv2")
+        >>> gca.inject(MyNetwork())
+    """
+    if not (isinstance(block, type) and issubclass(block, nn.Module)):
+        raise TypeError(f"block must be a class of torch.nn.Module, got {block!r}")
+    name = qualified(block)
+    if name in REFUSED or (name in FAMILIES and name not in _registered):
+        raise ValueError(f"{name} is known to gca already; register classes of your own")
+    for key, value in {"slot": slot, "last_conv": last_conv}.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{key} must be a str, got {value!r}")
+        parts = value.split(".") if key == "last_conv" else [value]
+        if not all(part.isidentifier() or (key == "last_conv" and part.isdecimal()) for part in parts):
+            raise ValueError(f"{key} must be the name of an attribute, got {value!r}")
+    if slotted is not None and not (
+        isinstance(slotted, type) and issubclass(slotted, block) and "forward" in vars(slotted) and slotted is not block
+    ):
+        raise TypeError(f"slotted must be a sub-class of {name} with a forward of its own, got {slotted!r}")
+    if not _mentions(slotted or block, slot):
+        raise ValueError(
+            f"no method of {qualified(slotted or block)} mentions self.{slot}, so attention there would never run; "
+            "name the attribute that its forward calls, or pass slotted=, a sub-class with such a forward"
+        )
+    FAMILIES[name] = BlockFamily("registered by the user", slot, last_conv, slotted)
+    _registered.add(name)
+
+
+_registered: set[str] = set()
+
+
+def _mentions(cls: type, name: str) -> bool:
+    """Whether a method of a class, other than its constructor, uses an attribute of this name."""
+    methods = [value for parent in cls.__mro__ if parent is not nn.Module for value in vars(parent).items()]
+    return any(
+        name in value.__code__.co_names for key, value in methods if key != "__init__" and hasattr(value, "__code__")
     )

@@ -1,15 +1,19 @@
 """Put attention into the residual blocks of a network that is already built, and take it out again."""
 
 import difflib
+import importlib
+import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
-from gca.blocks import Block, find_blocks
+from gca.blocks import Block, find_blocks, qualified
 from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
-from gca.placement import empty, fill, like_block, placed, stack
-from gca.selection import Where, check_changeable, check_model, select
+from gca.placement import chain, empty, fill, like_block, placed, stack
+from gca.selection import Where, check_changeable, check_model, check_untampered, select
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "gca": GroupedCoordinateAttention,
@@ -18,6 +22,9 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "se": SE,
 }
 POLICIES = ("error", "replace", "skip", "stack")
+
+# A layer that is not the library's carries this note for ``gca.save``: what built it, and its options as JSON or None.
+SOURCE = "_gca_source"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,10 +45,14 @@ def inject(
     ``requires_grad``; only new keys are added. New layers take the device, dtype, memory format and train/eval mode of
     their block. Everything is checked and built before anything is assigned: after an error the model is untouched.
 
+    The library's own layers start as the identity: the network computes bit for bit what it computed before, until it
+    is trained. ``identity_init=False`` gives the start of the papers, gates near one half, by which every residual
+    branch of a pretrained network would be damped (to about a quarter for ``"gca"`` and ``"coord"``).
+
     Args:
         model: Any network that contains ResNet blocks of timm, torchvision, segmentation-models-pytorch, MONAI or
             transformers, e.g. ``timm.create_model("resnet50")`` or a segmentation or detection model around one.
-            ``gca.blocks.FAMILIES`` lists the block classes.
+            ``python -m gca`` lists the block classes, and :func:`gca.register_block` adds others.
         layer: ``"gca"``, ``"coord"``, ``"cbam"`` or ``"se"``, or a callable ``(channels, **options) -> nn.Module``
             whose result keeps the shape of its input.
         stages: Only blocks of these stages, counted from 1 as in ``layer1`` ... ``layer4``. Default: all.
@@ -51,7 +62,8 @@ def inject(
         on_existing: What to do where the slot is occupied, as in SE-ResNets or after an earlier call: ``"error"``,
             ``"replace"`` (``eject`` brings back what was there), ``"skip"``, or ``"stack"``, which applies the new
             layer to the output of the one that is there.
-        **options: Passed to ``layer``, e.g. ``groups=2, reduction=2``.
+        **options: Passed to ``layer``, e.g. ``groups=2, reduction=2``. For the library's own layers
+            ``identity_init=True`` is one of them unless given.
 
     Returns:
         ``model``.
@@ -59,16 +71,19 @@ def inject(
     Raises:
         TypeError: If ``model`` is no module or is wrapped, compiled, scripted or traced, a selector is of the wrong
             type, or ``layer`` does not accept the options or returns no module.
-        ValueError: If no block is known, a chosen block cannot be given attention, an entry of a selector matches
-            nothing, ``layer`` or ``on_existing`` is unknown, a slot is occupied, or ``layer`` refuses a block's
-            channels or an option's value.
+        ValueError: If no block is known, a chosen block cannot be given attention or was changed by something else
+            (its forward, its class, hooks of accelerate), an entry of a selector matches nothing, ``layer`` or
+            ``on_existing`` is unknown, a slot is occupied, ``layer`` refuses a block's channels or an option's value,
+            or a module would be placed inside itself.
 
     Example:
         >>> model = gca.inject(timm.create_model("resnet50"), groups=2, reduction=2)
         >>> len(gca.injected(model))
         16
     """
-    build = _resolve(layer)
+    build = resolve(layer)
+    if build in LAYERS.values():
+        options = {"identity_init": True, **options}
     if on_existing not in POLICIES:
         raise ValueError(f"on_existing must be one of {', '.join(map(repr, POLICIES))}, got {on_existing!r}")
     check_changeable(model)
@@ -84,13 +99,34 @@ def inject(
     if on_existing == "skip":
         chosen = [block for block in chosen if block.occupant is None]
 
-    layers = [_build(build, block, options) for block in chosen]
-    for block, new in zip(chosen, layers, strict=True):
-        if block.occupant is not None and on_existing == "stack":
-            stack(block.occupant, new)
-        else:
-            fill(block, new)
+    layers = [build_layer(build, block, options) for block in chosen]
+    place(chosen, layers, stacking=on_existing == "stack")
+    if "segmentation_models_pytorch" in sys.modules:
+        importlib.import_module("gca.hub")  # or its save_pretrained and from_pretrained would lose the attention
     return model
+
+
+def place(blocks: list[Block], layers: list[nn.Module], *, stacking: bool) -> None:
+    """Put a layer into each block, after the checks that concern all of them; for ``inject`` and ``load``."""
+    stacked_on: set[int] = set()
+    for block, layer in zip(blocks, layers, strict=True):
+        occupants = chain(block.occupant) if stacking and block.occupant is not None else []
+        if {id(part) for part in layer.modules()} & {id(part) for part in (block.module, *occupants)}:
+            raise ValueError(
+                f"layer returned a module for block {block.name!r} that is already there or holds that block; it has "
+                "to build a new one at every call"
+            )
+        if occupants and id(occupants[0]) in stacked_on:
+            raise ValueError(
+                f"block {block.name!r} shares its attention with another block, so nothing can be stacked on it for "
+                "one of them; pass on_existing='replace'"
+            )
+        stacked_on |= {id(part) for part in occupants}
+    for block, layer in zip(blocks, layers, strict=True):
+        if block.occupant is not None and stacking:
+            stack(block.occupant, layer)
+        else:
+            fill(block, layer)
 
 
 def injected(model: nn.Module) -> dict[str, nn.Module]:
@@ -107,18 +143,21 @@ def eject(model: Model) -> Model:
 
     Raises:
         TypeError: If ``model`` is no module or is wrapped, compiled, scripted or traced.
-        ValueError: If ``inject`` placed nothing in it.
+        ValueError: If ``inject`` placed nothing in it, or something else changed a block since.
     """
     check_changeable(model)
-    filled = [block for block in find_blocks(model) if block.family and any(placed(block))]
+    filled = [block for block in find_blocks(model) if block.family and (block.before or any(placed(block)))]
     if not filled:
         raise ValueError(f"nothing to eject: gca.inject has placed no attention in this {type(model).__name__}")
-    for block in filled:
-        empty(block)
+    check_untampered(filled)
+    with torch.inference_mode(False):
+        for block in filled:
+            empty(block)
     return model
 
 
-def _resolve(layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def resolve(layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The callable that builds a layer, by its name or itself."""
     if callable(layer):
         return layer
     if not isinstance(layer, str):
@@ -130,14 +169,29 @@ def _resolve(layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return LAYERS[layer]
 
 
-def _build(build: Callable[..., nn.Module], block: Block, options: dict[str, Any]) -> nn.Module:
+def build_layer(build: Callable[..., nn.Module], block: Block, options: dict[str, Any]) -> nn.Module:
+    """A layer for a block, like it in device, dtype, memory format and mode, and with a note of how it was built."""
     channels = block.weight.shape[0]
+    # Whatever the caller is in the midst of, parameters have to be ordinary ones, and where the block has memory so
+    # has its attention.
+    device = torch.device("meta" if block.weight.is_meta else "cpu")
+    with torch.inference_mode(False):
+        try:
+            with device:
+                layer = build(channels, **options)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"cannot build attention for block {block.name!r} ({channels} channels): {error}") from error
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"layer must return a torch.nn.Module, got {type(layer).__name__} for block {block.name!r}")
+        block.slotted_class()  # imported now, so that nothing can fail once the first slot is filled
+        if type(layer) not in LAYERS.values():
+            setattr(layer, SOURCE, (qualified(build), _as_json(options)))
+        return like_block(layer, block)
+
+
+def _as_json(options: dict[str, Any]) -> str | None:
     try:
-        layer = build(channels, **options)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"cannot build attention for block {block.name!r} ({channels} channels): {error}") from error
-    if not isinstance(layer, nn.Module):
-        raise TypeError(f"layer must return a torch.nn.Module, got {type(layer).__name__} for block {block.name!r}")
-    block.slotted_class()  # imported now, so that nothing can fail once the first slot is filled
-    return like_block(layer, block)
+        return json.dumps(options)
+    except TypeError:
+        return None

@@ -1,21 +1,18 @@
 """Fill the slot of one block, and empty it again."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gca.blocks import SLOTS, Block
+from gca.blocks import NOTE, Before, Block
 from gca.ops.layout import is_channels_last
-
-# A block carries this attribute exactly while its slot holds an injected layer. It is a tuple of one: what the slot
-# held before. Inside a tuple a replaced module is no sub-module, so it adds no key to the state_dict.
-_BEFORE = "_gca_slot_before"
 
 # A layer stacked on another is its child of this name, applied to its output by a hook: a container around the two
 # would rename the parameters of the first.
-_STACKED = "stacked"
+STACKED = "stacked"
 
 
 def like_block(layer: nn.Module, block: Block) -> nn.Module:
@@ -29,18 +26,47 @@ def like_block(layer: nn.Module, block: Block) -> nn.Module:
 def fill(block: Block, layer: nn.Module) -> None:
     """Put a layer into the slot, in place of whatever it holds."""
     module = block.module
-    if not hasattr(module, _BEFORE):  # a second injection must not hide what the network was built with
-        setattr(module, _BEFORE, (getattr(module, block.slot, None),))
-        module.__class__ = block.slotted_class()
+    if block.before is None:  # a second injection must not hide what the network was built with
+        assert block.family is not None
+        slotted = block.slotted_class()
+        setattr(module, NOTE, Before(block.family, type(module), getattr(module, block.slot, None)))
+        module.__class__ = slotted
+    new = block.slot not in module._modules
     setattr(module, block.slot, layer)
+    if new:
+        _order_children(block)
+
+
+def _order_children(block: Block) -> None:
+    """Move the slot to where a block that is built with attention has it: after the last convolution and its norm.
+
+    The order of parameters follows, by which an optimizer's state finds them.
+    """
+    assert block.family is not None
+    children = dict(block.module._modules)
+    slot = children.pop(block.slot)
+    names = list(children)
+    place = names.index(block.family.last_conv.partition(".")[0]) + 1
+    if place < len(names) and re.match("bn|norm", names[place]):
+        place += 1
+    block.module._modules.clear()  # torch has no way to insert a child
+    for name in (*names[:place], block.slot, *names[place:]):
+        block.module._modules[name] = slot if name == block.slot else children[name]
 
 
 def stack(occupant: nn.Module, layer: nn.Module) -> None:
     """Apply a layer to the output of what the slot holds, after anything stacked there before."""
-    while _is_stacked(occupant):
-        occupant = occupant.get_submodule(_STACKED)
-    occupant.add_module(_STACKED, layer)
-    occupant.register_forward_hook(_apply_stacked)
+    last = chain(occupant)[-1]
+    last.add_module(STACKED, layer)
+    last.register_forward_hook(_apply_stacked)
+
+
+def chain(occupant: nn.Module) -> list[nn.Module]:
+    """What a slot holds, and after it what is stacked on that, in the order in which they run."""
+    found = [occupant]
+    while _is_stacked(found[-1]):
+        found.append(found[-1].get_submodule(STACKED))
+    return found
 
 
 def placed(block: Block) -> Iterator[tuple[str, nn.Module]]:
@@ -48,31 +74,29 @@ def placed(block: Block) -> Iterator[tuple[str, nn.Module]]:
     occupant = block.occupant
     if occupant is None:
         return
-    name = block.layer_name
-    if hasattr(block.module, _BEFORE):
-        yield name, occupant
-    while _is_stacked(occupant):
-        name, occupant = f"{name}.{_STACKED}", occupant.get_submodule(_STACKED)
-        yield name, occupant
+    for depth, layer in enumerate(chain(occupant)):
+        if depth or block.before is not None:
+            yield ".".join([block.layer_name, *[STACKED] * depth]), layer
 
 
 def empty(block: Block) -> None:
     """Take everything out again that was put into a block."""
-    module = block.module
-    if hasattr(module, _BEFORE):
-        (before,) = getattr(module, _BEFORE)
-        delattr(module, _BEFORE)
-        if before is None:
+    module, before = block.module, block.before
+    if before is not None:
+        delattr(module, NOTE)
+        if before.occupant is None:
             delattr(module, block.slot)  # the slot was a plain None, not a registered sub-module, or not there at all
-        if type(module).__module__.startswith(SLOTS):
-            (module.__class__,) = type(module).__bases__
+        if before.family.slotted is not None:
+            module.__class__ = before.cls
         else:
-            setattr(module, block.slot, before if before is None else like_block(before, block))
-    if block.occupant is not None and _is_stacked(block.occupant):
-        hooks = block.occupant._forward_hooks
+            occupant = before.occupant
+            setattr(module, block.slot, occupant if occupant is None else like_block(occupant, block))
+    occupant = block.occupant
+    if occupant is not None and _is_stacked(occupant):
+        hooks = occupant._forward_hooks
         for key in [key for key, hook in hooks.items() if hook is _apply_stacked]:
             del hooks[key]
-        delattr(block.occupant, _STACKED)
+        delattr(occupant, STACKED)
 
 
 def _is_stacked(layer: nn.Module) -> bool:

@@ -78,7 +78,8 @@ class GCAResUNet(smp.Unet):  # type: ignore[misc]  # smp ships no types
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=1, activation=activation)
         initialize_head(self.segmentation_head)
         if attention is not None:
-            inject(self.encoder, attention, **(attention_options or {}))
+            # From the papers' start, since this is the paper's network and starts at random as a whole.
+            inject(self.encoder, attention, **{"identity_init": False, **(attention_options or {})})
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "GCAResUNet":

@@ -35,6 +35,19 @@ def check_changeable(model: nn.Module) -> None:
             if remedy and cls.__module__.startswith("torch."):
                 where = f"its part {name!r}" if name else "the model"
                 raise TypeError(f"the blocks of a {cls.__name__} cannot be changed, and {where} is one; {remedy}")
+        if module._compiled_call_impl is not None:
+            raise TypeError(
+                f"{f'the part {name!r} of the model' if name else 'the model'} was compiled in place, and compiled "
+                "code holds the blocks as they were; inject first, then compile"
+            )
+
+
+def check_untampered(blocks: list[Block]) -> None:
+    """Raise if something other than ``inject`` changed blocks in a way that makes changing them go wrong."""
+    reasons = {block.name: block.tampering for block in blocks if block.tampering}
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        raise ValueError(f"{len(reasons)} of {len(blocks)} blocks cannot be changed, the first is {first!r}: {reason}")
 
 
 def select(
@@ -64,6 +77,7 @@ def select(
             f"{len(refused)} of {len(found)} blocks cannot be given attention, {_reasons(refused)}; "
             f"choose the others with where=, the first of these is {refused[0].name!r}"
         )
+    check_untampered(found)
     return found
 
 
