@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gca.blocks import Block, find_blocks
+from gca.blocks import Block, find_blocks, unless_empty
 from gca.inject import LAYERS, SOURCE, build_layer
 from gca.layers import GatedLayer
 from gca.placement import STACKED, fill, placed, stack
@@ -129,13 +129,13 @@ def description(model: nn.Module, also: Iterable[str] = ()) -> str:
                 raise ValueError(f"{name} is the same module as {owners[id(layer)]}, which a file does not tell")
             owners[id(layer)] = name
             kind, options = _how_built(name, layer)
-            before = block.before.occupant if block.before else None
+            before = unless_empty(block.before.occupant) if block.before else None
             entries.append(
                 {
                     "block": block.name,
                     "name": name,
                     "stacked": name != block.layer_name,
-                    "replaces": None if before is None or isinstance(before, nn.Identity) else type(before).__name__,
+                    "replaces": None if before is None else type(before).__name__,
                     "channels": block.weight.shape[0],
                     "layer": kind,
                     "options": options,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from gca.blocks import Block, find_blocks, lookalikes, qualified
+from gca.blocks import Block, composites, find_blocks, qualified, requested
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -54,9 +54,10 @@ def select(
     model: nn.Module, stages: int | Iterable[int] | None, blocks: int | Iterable[int] | None, where: Where | None
 ) -> list[Block]:
     """The blocks that all selectors agree on; an error where that is none, or one that cannot be injected."""
-    found = list(find_blocks(model))
+    every = list(find_blocks(model))
+    found = [block for block in every if requested(model, block)]
     if not any(block.family for block in found):
-        raise ValueError(_nothing_known(model, found))
+        raise ValueError(_nothing_known(model, every))
     if stages is not None:
         found = _in_stages(found, stages)
     if blocks is not None:
@@ -119,14 +120,17 @@ def _reasons(refused: list[Block]) -> str:
     return "; ".join(sorted({f"{qualified(type(block.module))}: {block.refusal}" for block in refused}))
 
 
-def _nothing_known(model: nn.Module, refused: list[Block]) -> str:
+def _nothing_known(model: nn.Module, found: list[Block]) -> str:
     kind = type(model).__name__
+    on_request = [block.name for block in found if block.family]
+    hint = f"; a decoder is injected only if it is passed itself, the one of {on_request[0]!r}" if on_request else ""
+    refused = [block for block in found if not block.family]
     if refused:
-        return f"no residual block in {kind} can be given attention: {_reasons(refused)}"
-    seen = lookalikes(model)
+        return f"no residual block in {kind} can be given attention: {_reasons(refused)}{hint}"
+    parts = composites(model)
     return (
         f"no known residual block in {kind}; "
-        + (f"it has blocks of unknown classes: {', '.join(seen)}; " if seen else "")
-        + "known are the ResNet blocks of timm, torchvision, segmentation-models-pytorch, MONAI and transformers; "
-        "gca.blocks.FAMILIES lists their blocks"
+        + (f"its most frequent parts are {', '.join(parts)}; " if parts else "")
+        + "known are blocks with a shortcut of timm, torchvision, segmentation-models-pytorch, MONAI and transformers; "
+        f"gca.blocks.FAMILIES lists them{hint}"
     )

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from gca.blocks import Block, find_blocks
+from gca.blocks import Block, find_blocks, requested
 from gca.placement import placed
 from gca.selection import check_model
 
@@ -33,7 +33,7 @@ def summary(model: nn.Module) -> str:
     check_model(model)
     stages: dict[int | None, list[Block]] = {}
     for block in find_blocks(model):
-        if block.family:
+        if block.family and (requested(model, block) or any(placed(block))):
             stages.setdefault(block.stage, []).append(block)
     every = [block for blocks in stages.values() for block in blocks]
     rows = [_COLUMNS, *(_row("-" if stage is None else str(stage), stages[stage]) for stage in stages)]

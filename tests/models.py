@@ -34,21 +34,86 @@ def _monai(block: str) -> Callable[[], nn.Module]:
     return build
 
 
-def _transformers(kind: str) -> Callable[[], nn.Module]:
-    class Logits(nn.Module):
-        """Returns a tensor in place of an output object, so that it compares like the others."""
+def _monai_senet() -> nn.Module:
+    from monai.networks.nets import senet
 
-        def __init__(self) -> None:
-            super().__init__()
-            from transformers import ResNetConfig, ResNetForImageClassification
+    return senet.SENet(2, 3, "se_resnetxt_bottleneck", [1, 1, 1, 1], 32, 16, inplanes=64, num_classes=10)
 
-            sizes = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 2, 1, 1]}
-            self.model = ResNetForImageClassification(ResNetConfig(**sizes, layer_type=kind))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.model(x).logits
+class Tensors(nn.Module):
+    """Returns a tensor in place of an output object, so that a network of transformers compares like the others."""
 
-    return Logits
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = self.model(x)
+        return output.feature_maps[-1] if hasattr(output, "feature_maps") else output.logits
+
+
+def _transformers(family: str, kind: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import transformers
+
+        sizes = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 2, 1, 1], "layer_type": kind}
+        if family == "rt_detr":
+            config = transformers.RTDetrResNetConfig(**{**sizes, "embedding_size": 16})
+            return Tensors(transformers.RTDetrResNetBackbone(config))
+        if family == "bit":
+            sizes["hidden_sizes"] = [32, 32, 64, 64]
+            config = transformers.BitConfig(**sizes, num_groups=4, drop_path_rate=0.2)
+            return Tensors(transformers.BitForImageClassification(config))
+        return Tensors(transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes)))
+
+    return build
+
+
+def _torchvision(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: torchvision.models.get_model(name, num_classes=10, **options)
+
+
+def _efficientnet(*arch: str) -> Callable[[], nn.Module]:
+    """timm's EfficientNet of a few narrow blocks, one stage a string."""
+
+    def build() -> nn.Module:
+        from timm.models._efficientnet_builder import decode_arch_def
+
+        stages = decode_arch_def([[blocks] for blocks in arch])
+        return timm.models.EfficientNet(stages, num_classes=10, num_features=32, stem_size=8, drop_path_rate=0.2)
+
+    return build
+
+
+def _torchvision_efficientnet() -> nn.Module:
+    from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
+
+    stages = [
+        FusedMBConvConfig(1, 3, 1, 16, 16, 2),
+        FusedMBConvConfig(4, 3, 2, 16, 24, 2),
+        MBConvConfig(4, 3, 1, 24, 24, 2),
+        MBConvConfig(4, 5, 2, 24, 32, 2),
+    ]
+    return EfficientNet(stages, dropout=0, stochastic_depth_prob=0.2, num_classes=10, last_channel=64)
+
+
+def _decoder(architecture: str) -> Callable[[], nn.Module]:
+    """smp's decoder alone, on images of several sizes in place of an encoder's features."""
+
+    def build() -> nn.Module:
+        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+        from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
+
+        parent = {"unet": UnetDecoder, "unetplusplus": UnetPlusPlusDecoder}[architecture]
+
+        class Decoder(parent):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = x[:, [0, 1, 2, 2]]  # four channels: an even number for layers of groups
+                return super().forward([nn.functional.avg_pool2d(x, 2**level) for level in range(4)])
+
+        return Decoder(encoder_channels=(4, 4, 4, 4), decoder_channels=(24, 16, 8), n_blocks=3)
+
+    return build
 
 
 # name -> how to build it, residual blocks in it
@@ -78,14 +143,30 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "dla34": (_timm("dla34"), 12),
     "dla46_c": (_timm("dla46_c"), 12),
     "dla60_res2net": (_timm("dla60_res2net"), 16),
-    "torchvision resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 8),
-    "torchvision resnext50": (lambda: torchvision.models.resnext50_32x4d(num_classes=10), 16),
+    "efficientnet": (_efficientnet("ds_r2_k3_s1_e1_c8_se0.25", "ir_r2_k3_s2_e2_c16", "ir_r2_k5_s1_e3_c16_se0.25"), 5),
+    "efficientnetv2": (_efficientnet("cn_r2_k3_s1_e1_c8_skip", "er_r3_k3_s2_e2_c16", "ir_r2_k3_s2_e2_c24"), 5),
+    "mobilenetv4_conv_small_035": (_timm("mobilenetv4_conv_small_035"), 10),
+    "torchvision resnet18": (_torchvision("resnet18"), 8),
+    "torchvision resnext50": (_torchvision("resnext50_32x4d"), 16),
+    "torchvision mobilenet_v2": (_torchvision("mobilenet_v2", width_mult=0.25), 11),
+    "torchvision mobilenet_v3_small": (_torchvision("mobilenet_v3_small", reduced_tail=True), 6),
+    "torchvision efficientnet": (_torchvision_efficientnet, 6),
+    "torchvision mnasnet": (_torchvision("mnasnet0_5"), 10),
     "smp resnet34": (_smp("resnet34"), 16),
     "smp se_resnet50": (_smp("se_resnet50"), 16),
+    "smp mobilenet_v2": (_smp("mobilenet_v2"), 10),
+    "smp efficientnet-b0": (_smp("efficientnet-b0"), 9),
+    "smp decoder of Unet": (_decoder("unet"), 3),
+    "smp decoder of UnetPlusPlus": (_decoder("unetplusplus"), 4),
     "smp tu-skresnet18": (_smp("tu-skresnet18"), 8),
     "smp tu-resnest14d": (_smp("tu-resnest14d"), 4),
     "monai basic": (_monai("basic"), 4),
     "monai bottleneck": (_monai("bottleneck"), 4),
-    "transformers basic": (_transformers("basic"), 5),
-    "transformers bottleneck": (_transformers("bottleneck"), 5),
+    "monai senet": (_monai_senet, 4),
+    "transformers basic": (_transformers("resnet", "basic"), 5),
+    "transformers bottleneck": (_transformers("resnet", "bottleneck"), 5),
+    "transformers rt_detr basic": (_transformers("rt_detr", "basic"), 5),
+    "transformers rt_detr bottleneck": (_transformers("rt_detr", "bottleneck"), 5),
+    "transformers bit": (_transformers("bit", "preactivation"), 5),
+    "transformers bit bottleneck": (_transformers("bit", "bottleneck"), 5),
 }

@@ -4,6 +4,6 @@ Each class here is its parent with one line more in ``forward``: ``self.attentio
 the residual sum. ``inject`` sets ``block.__class__`` to it and ``eject`` sets it back, so that no parameter is renamed,
 and since the classes are importable the block can still be pickled, copied, scripted, traced and exported.
 
-One file per library, imported only when a block of that library is injected. The rest of each ``forward`` repeats the
-parent's; the tests hold every one of them bit for bit to the parent.
+One file per library (two for timm), imported only when a block of it is injected. The rest of each ``forward`` repeats
+the parent's; the tests hold every one of them bit for bit to the parent.
 """

@@ -185,7 +185,7 @@ def test_cross_validation_tests_every_case_once(phantoms: Path, tmp_path: Path) 
         (("--data", "nowhere"), "error: no data folder nowhere"),
         (("--resume",), "error: nothing to resume"),
         (("--resume", "--overwrite"), "give one of them"),
-        (("--encoder", "mobilenet_v2"), "error: cannot build the network: no known residual block"),
+        (("--encoder", "vgg11"), "error: cannot build the network: no known residual block"),
         (("--attention", "se", "--groups", "4"), "unexpected keyword argument 'groups'"),
         (("--arch", "Unet", "--attention", "gca"), "attention is for --arch gca-resunet, not Unet"),
         (("--arch", "Ynet"), "error: cannot build the network: .*Ynet"),

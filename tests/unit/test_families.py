@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import gca
-from gca.blocks import FAMILIES, REFUSED, find_blocks, qualified
+from gca.blocks import FAMILIES, REFUSED, find_blocks, qualified, requested
 from tests.conftest import randomize
 from tests.models import NETWORKS
 
@@ -42,11 +42,29 @@ LAST = {
     "timm.models.dla.DlaBasic": "bn2",
     "timm.models.dla.DlaBottleneck": "bn3",
     "timm.models.dla.DlaBottle2neck": "bn3",
+    "timm.models._efficientnet_blocks.InvertedResidual": "bn3",
+    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": "bn2",
+    "timm.models._efficientnet_blocks.EdgeResidual": "bn2",
+    "timm.models._efficientnet_blocks.UniversalInvertedResidual": "dw_end",
+    "timm.models._efficientnet_blocks.ConvBnAct": "bn1",
     "torchvision.models.resnet.Bottleneck": "bn3",
     "torchvision.models.resnet.BasicBlock": "bn2",
+    "torchvision.models.mobilenetv2.InvertedResidual": "conv",
+    "torchvision.models.mobilenetv3.InvertedResidual": "block",
+    "torchvision.models.efficientnet.MBConv": "block",
+    "torchvision.models.efficientnet.FusedMBConv": "block",
+    "torchvision.models.mnasnet._InvertedResidual": "layers.7",
     "segmentation_models_pytorch.encoders._senet.Bottleneck": "bn3",
+    "segmentation_models_pytorch.encoders._efficientnet.MBConvBlock": "_bn2",
+    "segmentation_models_pytorch.decoders.unet.decoder.UnetDecoderBlock": "conv2",
+    "segmentation_models_pytorch.decoders.unetplusplus.decoder.DecoderBlock": "conv2",
     "monai.networks.nets.resnet.ResNetBottleneck": "bn3",
     "monai.networks.nets.resnet.ResNetBlock": "bn2",
+    "monai.networks.blocks.squeeze_and_excitation.SEBlock": "conv3.adn.N",
+    "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBottleNeckLayer": "layer.2.normalization",
+    "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBasicLayer": "layer.1.normalization",
+    "transformers.models.bit.modeling_bit.BitPreActivationBottleneckLayer": "conv3",
+    "transformers.models.bit.modeling_bit.BitBottleneckLayer": "norm3",
     "transformers.models.resnet.modeling_resnet.ResNetBottleNeckLayer": "layer.2.normalization",
     "transformers.models.resnet.modeling_resnet.ResNetBasicLayer": "layer.1.normalization",
 }
@@ -128,7 +146,11 @@ class Spy(nn.Module):
 def check_position(model: nn.Module, where: Callable[[str, nn.Module], bool] | None = None) -> None:
     """A layer that returns zeros must do what zeros from the last norm do, and see what that norm gave."""
     silenced = copy.deepcopy(model)
-    chosen = [b for b in find_blocks(silenced) if b.family and (where is None or where(b.name, b.module))]
+    chosen = [
+        b
+        for b in find_blocks(silenced)
+        if b.family and requested(silenced, b) and (where is None or where(b.name, b.module))
+    ]
     for block in chosen:
         last = block.module.get_submodule(LAST[family_name(block.module)])
         last.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
@@ -177,8 +199,12 @@ TIMM = {
     "byobnet": ("resnet33ts", 10),
     "cspnet": ("cspresnext50", 13),
     "dla": ("dla60", 16),
+    "efficientnet": ("efficientnet_b0", 9),
+    "hardcorenas": ("hardcorenas_a", 5),
     "hrnet": ("hrnet_w18", 112),
     "mobilevit": ("mobilevit_xxs", 7),
+    "mobilenetv3": ("mobilenetv3_large_100", 10),
+    "mobilenetv5": ("mobilenetv5_300m", 47),
     "res2net": ("res2next50", 16),
     "resnest": ("resnest50d", 16),
     "resnet": ("resnet50", 16),
@@ -204,6 +230,11 @@ VARIANTS = {
     "resnest50d_4s2x40d": 16,
     "resnetv2_50d_gn": 16,
     "vit_base_resnet50d_224": 16,
+    "cs3sedarknet_xdw": 25,
+    "mobilenetv2_100": 10,
+    "mobilenetv4_conv_small": 10,
+    "mnasnet_100": 10,
+    "efficientnetv2_rw_t": 34,
 }
 NEAR = {
     "regnetx_002": r"timm.models.regnet.Bottleneck: its own se stands before conv3",
@@ -234,6 +265,8 @@ TU_ENCODERS = {
     "skresnext50_32x4d": 16,
     "gernet_m": 14,
     "botnet26t_256": 8,
+    "efficientnet_b0": 9,
+    "mobilenetv3_large_100": 10,
 }
 
 
@@ -285,7 +318,7 @@ def test_encoders_of_segmentation_models_pytorch_that_come_from_timm(name: str, 
     assert len(gca.injected(model)) == blocks
     assert all(layer.startswith("encoder.model.") for layer in gca.injected(model))
     assert keys <= model.state_dict().keys()
-    assert {block.stage for block in find_blocks(model)} - {None} <= set(range(1, 6))
+    assert {block.stage for block in find_blocks(model)} - {None} <= set(range(1, 8))
 
 
 def assert_identity(model: nn.Module) -> None:

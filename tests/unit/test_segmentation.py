@@ -84,7 +84,7 @@ def test_a_checkpoint_without_attention_is_not_loaded_silently(tmp_path: Path) -
         ({"attention": "gcaa"}, ValueError, "did you mean 'gca'?"),
         ({"attention_options": {"group": 2}}, TypeError, "unexpected keyword argument 'group'"),
         ({"attention": None, "attention_options": {"groups": 2}}, ValueError, "attention_options need an attention"),
-        ({"encoder": "mobilenet_v2"}, ValueError, "no known residual block in MobileNetV2Encoder"),
+        ({"encoder": "vgg11"}, ValueError, "no known residual block in VGGEncoder"),
         ({"encoder": "tu-regnetx_002"}, ValueError, r"regnet\.Bottleneck: its own se stands before conv3"),
     ],
 )
