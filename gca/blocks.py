@@ -319,7 +319,14 @@ class Block:
     def weight(self) -> Tensor:
         """Weight of the last convolution: attention takes its output channels, its device and its dtype."""
         assert self.family is not None
-        last = self.module.get_submodule(self.family.last_conv)
+        try:
+            last = self.module.get_submodule(self.family.last_conv)
+        except AttributeError as error:
+            kind, parts = qualified(type(self.module)), ", ".join(name for name, _ in self.module.named_children())
+            raise ValueError(
+                f"block {self.name!r}, a {kind}, has no {self.family.last_conv!r}, which was named as its last "
+                f"convolution; its parts are {parts}"
+            ) from error
         if isinstance(last, nn.Sequential):
             last = [last, *(child for child in last.modules() if isinstance(child, _ConvNd))][-1]
         weight = getattr(last, "weight", None)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import gca
+from gca.layers import GatedLayer
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "gca": gca.GroupedCoordinateAttention,
@@ -38,8 +39,11 @@ def test_data() -> Path:
 
 
 def randomize(module: nn.Module) -> nn.Module:
-    """Give batch norms statistics and affine weights that matter, as after training."""
+    """Give batch norms statistics and affine weights that matter, and attention gates that do, as after training."""
     for child in module.modules():
+        if isinstance(child, GatedLayer) and child.identity_init:
+            for conv in child.last_convs():
+                nn.init.normal_(conv.weight)
         if isinstance(child, nn.BatchNorm2d):
             nn.init.normal_(child.weight, 1, 0.2)
             nn.init.normal_(child.bias, 0, 0.2)

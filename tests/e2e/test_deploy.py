@@ -70,7 +70,7 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 
 def small(layer: str = "gca") -> nn.Module:
     net = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], channels=(8, 16, 24, 32), num_classes=4)
-    return gca.inject(randomize(net), layer, reduction=2)
+    return randomize(gca.inject(net, layer, reduction=2))
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def test_compile_without_a_graph_break(network: nn.Module) -> None:
 )
 def test_compile_with_inductor_forward_and_backward(layer: str) -> None:
     torch.compiler.reset()
-    block = gca.inject(randomize(resnet.Bottleneck(32, 8)), layer, reduction=2).eval()
+    block = randomize(gca.inject(resnet.Bottleneck(32, 8), layer, reduction=2)).eval()
     x = torch.randn(2, 32, 9, 12)
     compiled = torch.compile(copy.deepcopy(block), fullgraph=True)
     torch.testing.assert_close(compiled(x), block(x))
@@ -129,11 +129,11 @@ def test_torchscript(network: nn.Module) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_feature_extraction(layer: str) -> None:
-    listed = gca.inject(timm.create_model("resnet50", features_only=True), layer).eval()
+    listed = randomize(gca.inject(timm.create_model("resnet50", features_only=True), layer)).eval()
     assert len(gca.injected(listed)) == 16
     assert [f.shape[1] for f in listed(IMAGES)] == [64, 256, 512, 1024, 2048]
 
-    network = gca.inject(torchvision.models.resnet50(), layer).eval()
+    network = randomize(gca.inject(torchvision.models.resnet50(), layer)).eval()
     extractor = torchvision.models.feature_extraction.create_feature_extractor(network, ["layer2", "layer4"])
     features = extractor(IMAGES)
     stem = network.maxpool(network.relu(network.bn1(network.conv1(IMAGES))))

@@ -58,12 +58,27 @@ def test_layers_by_name(small: nn.Module, name: str, cls: type[nn.Module]) -> No
 
 @pytest.mark.parametrize("name", ["gca", "coord", "cbam", "se"])
 @pytest.mark.parametrize("training", [True, False])
-def test_identity_init_keeps_every_output_bit_for_bit(small: nn.Module, name: str, training: bool) -> None:
+def test_the_start_keeps_every_output_bit_for_bit(small: nn.Module, name: str, training: bool) -> None:
     small.train(training)
     twin = copy.deepcopy(small)
-    gca.inject(small, name, identity_init=True)
+    gca.inject(small, name)
     assert torch.equal(small(IMAGE), twin(IMAGE))
     assert torch.equal(gca.eject(small)(IMAGE), twin(IMAGE))
+
+
+def test_the_start_of_the_papers_is_there_on_request(small: nn.Module) -> None:
+    """A class given as such is the library's own too; a callable around it decides for itself."""
+    before = small(IMAGE)
+    for layer, options in (
+        ("gca", {"identity_init": False}),
+        (gca.SE, {"identity_init": False}),
+        (lambda channels: gca.SE(channels), {}),
+    ):
+        gca.inject(small, layer, on_existing="replace", **options)
+        assert not any(module.identity_init for module in gca.injected(small).values())
+        assert not torch.equal(small(IMAGE), before)
+    gca.inject(small, gca.SE, on_existing="replace")
+    assert torch.equal(small(IMAGE), before)
 
 
 def test_eject_restores_everything(small: nn.Module) -> None:
@@ -99,6 +114,27 @@ def test_same_keys_as_timm_builds_itself(small: nn.Module) -> None:
     built = timm.create_model("resnet26", block_args={"attn_layer": gca.GroupedCoordinateAttention})
     assert gca.inject(resnet()).state_dict().keys() == built.state_dict().keys()
     assert gca.injected(built) == {}  # not ours to eject
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("resnet26d", {}),
+        ("resnetblur18", {}),
+        ("res2net50_14w_8s", {"scale": 8}),
+        ("skresnet18", {}),
+        ("skresnet50", {}),
+        ("seresnet18", {}),
+    ],
+)
+def test_parameters_are_in_the_order_in_which_timm_builds_them(name: str, options: dict[str, object]) -> None:
+    """The state of an optimizer is positional: it would land on other parameters without an error."""
+    with torch.device("meta"):
+        built = timm.create_model(name, block_args={"attn_layer": gca.CoordinateAttention, **options})
+        model = gca.inject(timm.create_model(name), "coord", on_existing="replace")
+    assert [key for key, _ in model.named_parameters()] == [key for key, _ in built.named_parameters()]
+    assert list(model.state_dict()) == list(built.state_dict())
 
 
 def test_pickle_and_deepcopy_stay_ejectable(small: nn.Module) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import gca
@@ -126,14 +127,28 @@ def test_survives_the_in_place_residual_of_a_block(layer: Layer) -> None:
 @pytest.mark.parametrize("strict", [True, False])
 def test_weights_of_other_options_that_no_shape_tells_are_refused(layer: Layer, strict: bool, tmp_path: Path) -> None:
     network = nn.Sequential(nn.Identity(), layer(16, identity_init=True))
-    torch.save(network.state_dict(), tmp_path / "weights.pt")
-    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")  # keeps tensors, and nothing else of the dict
+    weights = load_file(tmp_path / "weights.safetensors")
     other = nn.Sequential(nn.Identity(), layer(16))
-    with pytest.raises(RuntimeError, match=r"1 has identity_init=False, but its weights .* identity_init=True"):
-        other.load_state_dict(weights, strict=strict)
-    nn.Sequential(nn.Identity(), layer(16, identity_init=True)).load_state_dict(weights, strict=strict)
-    other.load_state_dict(dict(weights), strict=strict)  # notes nothing
-    other[1].load_state_dict({name.removeprefix("1."): tensor for name, tensor in weights.items()}, strict=strict)
+    message = r"1 has identity_init=False, but its weights .* identity_init=True"
+    for lossy in (weights, {key: x.half() for key, x in weights.items()}):
+        with pytest.raises(RuntimeError, match=message):
+            other.load_state_dict(lossy, strict=strict)
+        nn.Sequential(nn.Identity(), layer(16, identity_init=True)).load_state_dict(lossy, strict=strict)
+
+
+def test_weights_without_a_note_of_their_options_are_refused_unless_told_otherwise(layer: Layer) -> None:
+    weights = {name: x for name, x in layer(16).state_dict().items() if not name.endswith("_extra_state")}
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "_extra_state"'):
+        layer(16).load_state_dict(weights)
+    layer(16).load_state_dict(weights, strict=False)
+
+
+@pytest.mark.parametrize("note", [torch.zeros(3), torch.tensor([300.0]), None, torch.tensor(list(b"{}"))])
+def test_a_damaged_note_of_options_is_named(note: object) -> None:
+    weights = {**gca.SE(16).state_dict(), "_extra_state": note}
+    with pytest.raises(RuntimeError, match=r"the options noted for SE cannot be read .*; the checkpoint is damaged"):
+        gca.SE(16).load_state_dict(weights)
 
 
 def test_weights_of_another_pool_are_refused() -> None:
@@ -199,6 +214,18 @@ def test_repr_shows_the_options(module: nn.Module, start: str) -> None:
     assert repr(module).startswith(type(module).__name__ + start)
 
 
+def test_coordinate_attention_keeps_eight_channels_however_narrow_its_input() -> None:
+    assert gca.CoordinateAttention(4).conv1.out_channels == gca.CoordinateAttention(300).conv1.out_channels - 1 == 8
+
+
+def test_options_build_the_layer_again(layer: Layer) -> None:
+    module = randomize(layer(16, identity_init=True)).eval()
+    twin = type(module)(**module.options()).eval()
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(2, 16, 6, 9)
+    assert torch.equal(twin(x), module(x))
+
+
 def test_share_groups_decides_who_owns_the_convolutions() -> None:
     def count(**options: object) -> int:
         return sum(p.numel() for p in gca.GroupedCoordinateAttention(64, groups=4, **options).parameters())
@@ -212,7 +239,7 @@ def test_share_groups_decides_who_owns_the_convolutions() -> None:
         (
             lambda: gca.GroupedCoordinateAttention(65),
             ValueError,
-            "channels must be divisible by groups, got channels=65, groups=2",
+            "channels must be divisible by groups, got channels=65, groups=2; choose groups=1 or groups=5",
         ),
         (
             lambda: gca.GroupedCoordinateAttention(16, pool="min"),
@@ -226,7 +253,6 @@ def test_share_groups_decides_who_owns_the_convolutions() -> None:
         ),
         (lambda: gca.SE(8), ValueError, "got reduction=16 for 8 channels"),
         (lambda: gca.CBAM(8), ValueError, "got reduction=16 for 8 channels"),
-        (lambda: gca.CoordinateAttention(16), ValueError, "got reduction=32 for 16 channels"),
         (lambda: gca.CBAM(16, kernel_size=4), ValueError, "kernel_size must be odd.* got kernel_size=4"),
         (lambda: gca.SE(0), ValueError, "channels must be at least 1, got channels=0"),
         (lambda: gca.SE(16, -1), ValueError, "reduction must be at least 1, got reduction=-1"),

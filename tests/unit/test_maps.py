@@ -1,6 +1,7 @@
 """``gca.attention_maps`` returns the gates by which the layers multiply, and leaves the model as it was."""
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -17,10 +18,7 @@ Build = Callable[..., nn.Module]
 
 def trained(build: Build, channels: int = 12, **options: object) -> nn.Module:
     """A layer in double precision and evaluation mode whose weights and statistics matter."""
-    module = randomize(build(channels, dtype=torch.float64, **options))
-    for conv in module.last_convs():  # with identity_init they start at zero
-        nn.init.normal_(conv.weight)
-    return module.eval()
+    return randomize(build(channels, dtype=torch.float64, **options)).eval()
 
 
 def applied(gates: AxisGates | ChannelGates, x: Tensor) -> Tensor:
@@ -107,7 +105,7 @@ def test_gates_have_the_dtype_by_which_the_input_is_multiplied(layer: Build, dty
 
 @pytest.mark.parametrize("name", ["gca", "coord", "cbam", "se"])
 def test_a_network_in_the_order_of_its_modules(name: str) -> None:
-    model = gca.inject(timm.create_model("resnet14t", num_classes=3), name).eval()
+    model = randomize(gca.inject(timm.create_model("resnet14t", num_classes=3), name)).eval()
     x = torch.randn(2, 3, 48, 64)
     inputs, outputs = {}, {}
     for key, module in gca.injected(model).items():
@@ -189,6 +187,26 @@ def test_of_several_runs_the_last_counts_and_idle_layers_are_left_out() -> None:
     maps = gca.attention_maps(model, x)
     assert list(maps) == ["used"]
     torch.testing.assert_close(applied(maps["used"], model.used(x)), model(x))
+
+
+def test_other_threads_are_not_recorded() -> None:
+    """Another thread runs the model on other images, at the very moment at which the maps are made."""
+    images, others = torch.randn(2, 3, 48, 48), torch.randn(5, 3, 64, 32)
+    model = randomize(gca.inject(timm.create_model("resnet14t", num_classes=3))).eval()
+    expected = gca.attention_maps(model, images)
+    ran: list[Tensor] = []
+
+    def interfere(module: nn.Module, inputs: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: ran.append(model(others)))
+            thread.start()
+            thread.join()
+
+    model.layer4.register_forward_pre_hook(interfere)
+    maps = gca.attention_maps(model, images)
+    assert len(ran) == 1
+    for name, gates in maps.items():
+        assert torch.equal(gates.gate_h, expected[name].gate_h)
 
 
 def test_no_attention() -> None:

@@ -1,0 +1,92 @@
+"""smp's ``save_pretrained`` and ``from_pretrained`` keep injected attention, or fail and say why."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+import gca
+from tests.conftest import randomize
+
+IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def unet(encoder: str) -> nn.Module:
+    return smp.Unet(encoder, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8)).eval()
+
+
+@pytest.fixture(params=["resnet18", "tu-resnet10t"])
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> nn.Module:
+    model = unet(request.param)
+    gca.inject(model.encoder, "se", stages=[3, 4], identity_init=False)
+    gca.inject(model.decoder, "cbam", reduction=2)
+    randomize(model).save_pretrained(tmp_path)
+    return model
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("load", [smp.Unet.from_pretrained, smp.from_pretrained])
+def test_round_trip(saved: nn.Module, tmp_path: Path, load: object, strict: bool) -> None:
+    again = load(tmp_path, strict=strict)
+    assert [str(x) for x in gca.injected(again).values()] == [str(x) for x in gca.injected(saved).values()]
+    assert torch.equal(again(IMAGES), saved(IMAGES))
+    assert again.config["encoder_name"] == saved.config["encoder_name"]  # the mark is in the file alone
+
+
+def test_attention_alone_can_be_taken_from_the_file(saved: nn.Module, tmp_path: Path) -> None:
+    other = gca.load(unet(saved.config["encoder_name"]), tmp_path / "model.safetensors")
+    assert len(gca.injected(other)) == len(gca.injected(saved))
+
+
+def test_a_process_that_knows_nothing_of_attention_fails_and_says_what_to_do(saved: nn.Module, tmp_path: Path) -> None:
+    code = "{}import segmentation_models_pytorch as smp; model = smp.Unet.from_pretrained({!r})"
+
+    def run(first: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code.format(first, str(tmp_path))]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    lost = run("")
+    assert lost.returncode == 1
+    assert "with attention, so first do 'from gca import hub'" in lost.stderr
+    assert run("from gca import hub; ").returncode == 0
+
+
+def test_networks_without_attention_are_saved_as_ever(tmp_path: Path) -> None:
+    model = unet("resnet18")
+    gca.eject(gca.inject(model)).save_pretrained(tmp_path)
+    assert "import hub" not in (tmp_path / "config.json").read_text()
+    assert torch.equal(smp.Unet.from_pretrained(tmp_path)(IMAGES), model(IMAGES))
+
+
+class Mine(smp.Unet):  # type: ignore[misc]
+    """Builds its attention from its own arguments."""
+
+    def __init__(self, encoder_name: str = "resnet18", groups: int = 4) -> None:
+        super().__init__(encoder_name, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8))
+        gca.inject(self.encoder, groups=groups)
+
+
+def test_a_sub_class_with_arguments_of_its_own(tmp_path: Path) -> None:
+    model = randomize(Mine(groups=8)).eval()
+    model.save_pretrained(tmp_path)
+    again = Mine.from_pretrained(tmp_path, strict=True)
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+def test_transformers_reports_what_it_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says so itself, so the documented way is enough: ``gca.save`` beside it, and ``gca.load`` after."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 2, 1, 1], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(**sizes)).eval()
+    randomize(gca.inject(model, "se", reduction=4))
+    model.save_pretrained(tmp_path)
+    gca.save(model, tmp_path / "attention.safetensors")
+    again = ResNetForImageClassification.from_pretrained(tmp_path).eval()
+    assert gca.injected(again) == {}
+    gca.load(again, tmp_path / "attention.safetensors")
+    assert torch.equal(again(IMAGES).logits, model(IMAGES).logits)
