@@ -56,7 +56,8 @@ _NO_SUM = "the last activation: a decoder block has no residual sum"
 
 FAMILIES: dict[str, BlockFamily] = {
     "timm.models.resnet.Bottleneck": BlockFamily(
-        "resnet, resnext, wide_resnet, resnet-d, resnet-rs, resnetblur, resnet_gn, seresnet, ecaresnet, hrnet",
+        "resnet, resnext, wide_resnet, resnet-d, resnet-rs, resnetaa, resnetblur, resnet_gn, seresnet, ecaresnet, "
+        "hrnet, vit_base_resnet50d",
         "se",
         "conv3",
     ),
@@ -80,8 +81,8 @@ FAMILIES: dict[str, BlockFamily] = {
         "conv3_1x1.conv",
     ),
     "timm.models.byobnet.BasicBlock": BlockFamily("gernet", "attn_last", "conv2_kxk.conv"),
-    "timm.models.byobnet.DarkBlock": BlockFamily("byobnet with dark blocks", "attn_last", "conv2_kxk.conv"),
-    "timm.models.byobnet.EdgeBlock": BlockFamily("byobnet with edge blocks", "attn_last", "conv2_1x1.conv"),
+    "timm.models.byobnet.DarkBlock": BlockFamily("test_byobnet", "attn_last", "conv2_kxk.conv"),
+    "timm.models.byobnet.EdgeBlock": BlockFamily("resnet61q", "attn_last", "conv2_1x1.conv"),
     "timm.models.byobnet.SelfAttnBlock": _without_slot(
         "botnet, halonet, lambda_resnet, lamhalobotnet, ...", "conv3_1x1.conv", "timm.SelfAttnBlock"
     ),
@@ -91,8 +92,8 @@ FAMILIES: dict[str, BlockFamily] = {
     "timm.models.dla.DlaBottleneck": _without_slot("dla60, dla102, dla169, dla60x, ...", "conv3", "timm.DlaBottleneck"),
     "timm.models.dla.DlaBottle2neck": _without_slot("dla60_res2net, dla60_res2next", "conv3", "timm.DlaBottle2neck"),
     "timm.models._efficientnet_blocks.InvertedResidual": _without_slot(
-        "mobilenetv2, mobilenetv3, efficientnet, efficientnetv2, mnasnet, fbnetc, fbnetv3, spnasnet, tinynet, "
-        "hardcorenas, ...",
+        "mobilenetv2, mobilenetv3, efficientnet, efficientnetv2, mnasnet, semnasnet, spnasnet, fbnetc, fbnetv3, "
+        "tinynet, hardcorenas",
         "conv_pwl",
         "timm_efficientnet.InvertedResidual",
         requires="has_skip",
@@ -101,7 +102,7 @@ FAMILIES: dict[str, BlockFamily] = {
         "the first stage of many of these", "conv_pw", "timm_efficientnet.DepthwiseSeparableConv", requires="has_skip"
     ),
     "timm.models._efficientnet_blocks.EdgeResidual": _without_slot(
-        "efficientnetv2, efficientnet_es, mobilenet_edgetpu, mobilenetv5, ...",
+        "efficientnetv2, efficientnet_es, mobilenet_edgetpu, mobilenetv5",
         "conv_pwl",
         "timm_efficientnet.EdgeResidual",
         requires="has_skip",
