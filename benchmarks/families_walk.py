@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 import gca
-from gca.blocks import FAMILIES, find_blocks, qualified
+from gca.blocks import find_blocks
+from gca.families import FAMILIES, qualified
 from gca.placement import placed
 
 

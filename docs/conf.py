@@ -29,5 +29,5 @@ python_maximum_signature_line_length = 80
 napoleon_custom_sections = ["Shape", "Reference"]
 
 # The documentation of other packages is not looked up: a build should not depend on their servers.
-nitpick_ignore_regex = [("py:.*", r"(torch|nn|collections|contextlib|smp|segmentation_models_pytorch)(\..*)?")]
+nitpick_ignore_regex = [("py:.*", r"(torch|nn|collections|contextlib|pathlib|smp|segmentation_models_pytorch)(\..*)?")]
 nitpick_ignore = [("py:class", "gca.inject.Model")]  # a type variable

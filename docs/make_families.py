@@ -1,10 +1,10 @@
-"""Write docs/families.md from the tables in gca/blocks.py: ``python docs/make_families.py``."""
+"""Write docs/families.md from the tables in gca/families.py: ``python docs/make_families.py``."""
 
 import json
 from itertools import groupby
 from pathlib import Path
 
-from gca.blocks import FAMILIES, REFUSED
+from gca.families import FAMILIES, REFUSED
 
 PAGE = Path(__file__).with_name("families.md")
 COUNTS = PAGE.parent.parent / "benchmarks" / "results" / "families_timm" / "counts.json"
@@ -33,7 +33,7 @@ Of the {networks:,} networks of timm {timm}, {injected} are injected, {refused} 
 hold no known block. [What became of each](../benchmarks/results/families_timm/models.csv) is written by
 `python benchmarks/families_walk.py`.
 
-This page is made from the tables in `gca/blocks.py` by `python docs/make_families.py`.
+This page is made from the tables in `gca/families.py` by `python docs/make_families.py`.
 """
 
 TABLE = """

@@ -7,7 +7,7 @@ that is already built. Importing ``gca`` loads neither timm nor segmentation-mod
 from typing import TYPE_CHECKING, Any
 
 from gca.adapters import load, save
-from gca.blocks import register_block
+from gca.families import register_block
 from gca.inject import eject, inject, injected
 from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
 from gca.maps import attention_maps

@@ -8,7 +8,7 @@ import torch
 
 import gca
 from gca import ops
-from gca.blocks import FAMILIES
+from gca.families import FAMILIES
 
 PACKAGES = (
     "torch", "timm", "torchvision", "segmentation-models-pytorch", "monai", "transformers", "einops", "numba", "triton",

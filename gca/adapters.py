@@ -1,16 +1,15 @@
 """Save what was injected into a network to one file, and put it into another network from there."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gca.blocks import Block, find_blocks, unless_empty
-from gca.inject import LAYERS, SOURCE, build_layer
+from gca.inject import LAYERS, SOURCE, Model, build_layer
 from gca.layers import GatedLayer
 from gca.placement import STACKED, fill, placed, stack
 from gca.selection import check_changeable, check_model, check_untampered
@@ -19,10 +18,9 @@ KEY, VERSION = "gca", 1  # the key in a file's metadata whose value is the JSON 
 
 Build = Callable[..., nn.Module]
 Entry = dict[str, Any]  # one injected layer: block, name, stacked, replaces, channels, layer, options
-Model = TypeVar("Model", bound=nn.Module)
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, also: Iterable[str] = ()) -> None:
+def save(model: nn.Module, path: str | Path, *, also: Iterable[str] = ()) -> None:
     """Save the injected layers of a network: their weights, where each sits, and how it was built.
 
     One safetensors file, which holds tensors and text and nothing that could run. It is written beside ``path`` and
@@ -54,7 +52,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, also: Iterable[str] 
             if not isinstance(value, Tensor):
                 raise TypeError(f"only tensors can be saved, but {name}.{key} is a {type(value).__name__}")
             tensors[f"{name}.{key}"] = value.detach().clone(memory_format=torch.contiguous_format)
-    part = Path(f"{os.fspath(path)}.part")
+    part = Path(f"{path}.part")
     try:
         save_file(tensors, part, {"format": "pt", KEY: text})
         part.replace(path)
@@ -62,7 +60,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, also: Iterable[str] 
         part.unlink(missing_ok=True)
 
 
-def load(model: Model, path: str | os.PathLike[str], layer: Build | Mapping[str, Build] | None = None) -> Model:
+def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | None = None) -> Model:
     """Inject into a network what :func:`save` wrote, with its weights.
 
     The network is checked first, and everything is built and loaded before anything is assigned: after an error it is
@@ -146,7 +144,7 @@ def description(model: nn.Module, also: Iterable[str] = ()) -> str:
     return json.dumps({"version": VERSION, "layers": entries, "also": list(also)})
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The description in a file and its tensors."""
     from safetensors import SafetensorError, safe_open
 
@@ -155,9 +153,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             text = (file.metadata() or {}).get(KEY)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
     except SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)} is no safetensors file: {error}") from error
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
     if text is None:
-        raise ValueError(f"{os.fspath(path)} describes no attention; wanted a file that gca.save wrote")
+        raise ValueError(f"{path} describes no attention; wanted a file that gca.save wrote")
     try:
         content = json.loads(text)
         fields = {"block", "name", "stacked", "replaces", "channels", "layer", "options"}
@@ -166,9 +164,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     except (AttributeError, KeyError, TypeError, ValueError):
         complete, version = False, VERSION
     if version != VERSION:
-        raise ValueError(f"{os.fspath(path)} has version {version!r} of the format, wanted {VERSION}; update gca-attn")
+        raise ValueError(f"{path} has version {version!r} of the format, wanted {VERSION}; update gca-attn")
     if not complete:
-        raise ValueError(f"the description in {os.fspath(path)} is damaged; save it again with gca.save")
+        raise ValueError(f"the description in {path} is damaged; save it again with gca.save")
     return content, tensors
 
 

@@ -1,239 +1,22 @@
-"""Which residual blocks are known, and where attention goes in each.
+"""Find the residual blocks of a network.
 
-Blocks are recognised by the qualified name of the class whose ``forward`` runs, so nothing needs importing to look
-for them, and a sub-class that overrides ``forward`` is not mistaken for its parent. To add a family, add a row; users
-add theirs with :func:`gca.register_block`. Blocks that hold injected attention are recognised by the note that
+Blocks are recognised by the qualified name of the class whose ``forward`` runs, so that a sub-class that overrides
+``forward`` is not mistaken for its parent. Blocks that hold injected attention are recognised by the note that
 ``inject`` leaves in them, whatever becomes of their class.
 """
 
 import importlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-SLOTS = "gca.slots"  # where the classes live that give a slot to blocks without one
+from gca.families import FAMILIES, REFUSED, BlockFamily, qualified
+
 _WRAPPER = "segmentation_models_pytorch.base.modules.Attention"  # of a decoder block: holds its attention, or Identity
-
-
-@dataclass(frozen=True)
-class BlockFamily:
-    """Where attention goes in one class of residual block.
-
-    Attributes:
-        models: The networks that are built of it, for the documentation.
-        slot: Attribute that the block calls, unless it is ``None`` or ``nn.Identity``, before the residual sum.
-        last_conv: Dotted name of the convolution whose output reaches the slot, or of a Sequential that ends in it.
-        slotted: The sub-class that has the slot, or its qualified name, where the class itself has none.
-        position: What stands before the slot.
-        requires: Attribute that must be true: without it, such as without a shortcut, a block is no insertion point.
-        on_request: Qualified name of the part that is built of these blocks, such as a decoder: they are chosen only
-            when that part itself is what is injected, never along with the whole network.
-    """
-
-    models: str
-    slot: str
-    last_conv: str
-    slotted: str | type[nn.Module] | None = None
-    position: str = "the last norm"
-    requires: str | None = None
-    on_request: str | None = None
-
-
-def _without_slot(
-    models: str, last_conv: str, slotted: str, position: str = "the last norm", requires: str | None = None
-) -> BlockFamily:
-    return BlockFamily(models, "attention", last_conv, f"{SLOTS}.{slotted}", position, requires)
-
-
-_NO_NORM = "the last convolution: a pre-activation block has no norm after it"
-_ACTIVATION = "the activation that follows its only norm"
-_NO_SUM = "the last activation: a decoder block has no residual sum"
-
-FAMILIES: dict[str, BlockFamily] = {
-    "timm.models.resnet.Bottleneck": BlockFamily(
-        "resnet, resnext, wide_resnet, resnet-d, resnet-rs, resnetaa, resnetblur, resnet_gn, seresnet, ecaresnet, "
-        "hrnet, vit_base_resnet50d",
-        "se",
-        "conv3",
-    ),
-    "timm.models.resnet.BasicBlock": BlockFamily("resnet18, resnet34, seresnet18, ..., hrnet", "se", "conv2"),
-    "timm.models.res2net.Bottle2neck": BlockFamily("res2net, res2next", "se", "conv3"),
-    "timm.models.sknet.SelectiveKernelBottleneck": BlockFamily("skresnet50, skresnext50", "se", "conv3.conv"),
-    "timm.models.sknet.SelectiveKernelBasic": BlockFamily("skresnet18, skresnet34", "se", "conv2.conv"),
-    "timm.models.resnest.ResNestBottleneck": _without_slot("resnest", "conv3", "timm.ResNestBottleneck"),
-    "timm.models.resnetv2.PreActBottleneck": _without_slot("resnetv2", "conv3", "timm.PreActBottleneck", _NO_NORM),
-    "timm.models.resnetv2.PreActBasic": _without_slot(
-        "resnetv2_18, resnetv2_34", "conv2", "timm.PreActBasic", _NO_NORM
-    ),
-    "timm.models.resnetv2.Bottleneck": _without_slot("the ResNets inside hybrid ViTs", "conv3", "timm.Bottleneck"),
-    "timm.models.senet.Bottleneck": BlockFamily("legacy_senet154, legacy_seresnet50, ...", "se_module", "conv3"),
-    "timm.models.senet.SEResNetBlock": BlockFamily(
-        "legacy_seresnet18, legacy_seresnet34", "se_module", "conv2", position="the ReLU that follows the last norm"
-    ),
-    "timm.models.byobnet.BottleneckBlock": BlockFamily(
-        "resnet33ts, resnet51q, resnet50_clip, gcresnet50t, seresnext26ts, regnetz, gernet, mobilevit, ...",
-        "attn_last",
-        "conv3_1x1.conv",
-    ),
-    "timm.models.byobnet.BasicBlock": BlockFamily("gernet", "attn_last", "conv2_kxk.conv"),
-    "timm.models.byobnet.DarkBlock": BlockFamily("test_byobnet", "attn_last", "conv2_kxk.conv"),
-    "timm.models.byobnet.EdgeBlock": BlockFamily("resnet61q", "attn_last", "conv2_1x1.conv"),
-    "timm.models.byobnet.SelfAttnBlock": _without_slot(
-        "botnet, halonet, lambda_resnet, lamhalobotnet, ...", "conv3_1x1.conv", "timm.SelfAttnBlock"
-    ),
-    "timm.models.cspnet.BottleneckBlock": BlockFamily("cspresnet, cspresnext, cs3sedarknet_xdw", "attn3", "conv3.conv"),
-    "timm.models.tresnet.BasicBlock": BlockFamily("tresnet, stages 1 and 2", "se", "conv2.conv"),
-    "timm.models.dla.DlaBasic": _without_slot("dla34", "conv2", "timm.DlaBasic"),
-    "timm.models.dla.DlaBottleneck": _without_slot("dla60, dla102, dla169, dla60x, ...", "conv3", "timm.DlaBottleneck"),
-    "timm.models.dla.DlaBottle2neck": _without_slot("dla60_res2net, dla60_res2next", "conv3", "timm.DlaBottle2neck"),
-    "timm.models._efficientnet_blocks.InvertedResidual": _without_slot(
-        "mobilenetv2, mobilenetv3, efficientnet, efficientnetv2, mnasnet, semnasnet, spnasnet, fbnetc, fbnetv3, "
-        "tinynet, hardcorenas",
-        "conv_pwl",
-        "timm_efficientnet.InvertedResidual",
-        requires="has_skip",
-    ),
-    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": _without_slot(
-        "the first stage of many of these", "conv_pw", "timm_efficientnet.DepthwiseSeparableConv", requires="has_skip"
-    ),
-    "timm.models._efficientnet_blocks.EdgeResidual": _without_slot(
-        "efficientnetv2, efficientnet_es, mobilenet_edgetpu, mobilenetv5",
-        "conv_pwl",
-        "timm_efficientnet.EdgeResidual",
-        requires="has_skip",
-    ),
-    "timm.models._efficientnet_blocks.UniversalInvertedResidual": _without_slot(
-        "mobilenetv4, mobilenetv5", "pw_proj.conv", "timm_efficientnet.UniversalInvertedResidual", requires="has_skip"
-    ),
-    "timm.models._efficientnet_blocks.ConvBnAct": _without_slot(
-        "efficientnetv2, the first stage", "conv", "timm_efficientnet.ConvBnAct", _ACTIVATION, "has_skip"
-    ),
-    "torchvision.models.resnet.Bottleneck": _without_slot(
-        "resnet, resnext, wide_resnet, FCN, DeepLabV3, Faster and Mask R-CNN, ...; resnet50, resnext50_32x4d, ... of "
-        "segmentation-models-pytorch",
-        "conv3",
-        "torchvision.Bottleneck",
-    ),
-    "torchvision.models.resnet.BasicBlock": _without_slot(
-        "the same: resnet18, resnet34", "conv2", "torchvision.BasicBlock"
-    ),
-    "torchvision.models.mobilenetv2.InvertedResidual": _without_slot(
-        "mobilenet_v2, also of segmentation-models-pytorch",
-        "conv",
-        "torchvision.MobileNetV2Residual",
-        requires="use_res_connect",
-    ),
-    "torchvision.models.mobilenetv3.InvertedResidual": _without_slot(
-        "mobilenet_v3, LR-ASPP, DeepLabV3, SSDLite, ...",
-        "block",
-        "torchvision.MobileNetV3Residual",
-        requires="use_res_connect",
-    ),
-    "torchvision.models.efficientnet.MBConv": _without_slot(
-        "efficientnet, efficientnet_v2", "block", "torchvision.MBConv", requires="use_res_connect"
-    ),
-    "torchvision.models.efficientnet.FusedMBConv": _without_slot(
-        "efficientnet_v2",
-        "block",
-        "torchvision.FusedMBConv",
-        "the last norm; in the first stage, which does not expand, the activation that follows its only norm",
-        "use_res_connect",
-    ),
-    "torchvision.models.mnasnet._InvertedResidual": _without_slot(
-        "mnasnet", "layers", "torchvision.MNASNetResidual", requires="apply_residual"
-    ),
-    "segmentation_models_pytorch.encoders._senet.Bottleneck": BlockFamily(
-        "senet154, se_resnet50, se_resnext50_32x4d, ...", "se_module", "conv3"
-    ),
-    "segmentation_models_pytorch.encoders._efficientnet.MBConvBlock": _without_slot(
-        "efficientnet-b0, ...", "_project_conv", "smp.MBConvBlock", requires="_has_drop_connect"
-    ),
-    "segmentation_models_pytorch.decoders.unet.decoder.UnetDecoderBlock": BlockFamily(
-        "the decoder of Unet",
-        "attention2",
-        "conv2",
-        position=_NO_SUM,
-        on_request="segmentation_models_pytorch.decoders.unet.decoder.UnetDecoder",
-    ),
-    "segmentation_models_pytorch.decoders.unetplusplus.decoder.DecoderBlock": BlockFamily(
-        "the decoder of UnetPlusPlus",
-        "attention2",
-        "conv2",
-        position=_NO_SUM,
-        requires="conv2",
-        on_request="segmentation_models_pytorch.decoders.unetplusplus.decoder.UnetPlusPlusDecoder",
-    ),
-    "monai.networks.nets.resnet.ResNetBottleneck": _without_slot(
-        "resnet50, ... with spatial_dims=2", "conv3", "monai.ResNetBottleneck"
-    ),
-    "monai.networks.nets.resnet.ResNetBlock": _without_slot(
-        "resnet18, resnet34, ... with spatial_dims=2", "conv2", "monai.ResNetBlock"
-    ),
-    "monai.networks.blocks.squeeze_and_excitation.SEBlock": BlockFamily(
-        "SENet154, SEResNet50, SEResNext50, ... with spatial_dims=2", "se_layer", "conv3.conv"
-    ),
-    "transformers.models.resnet.modeling_resnet.ResNetBottleNeckLayer": _without_slot(
-        "ResNetModel and its heads", "layer.2.convolution", "transformers.ResNetBottleNeckLayer"
-    ),
-    "transformers.models.resnet.modeling_resnet.ResNetBasicLayer": _without_slot(
-        'the same with layer_type="basic"', "layer.1.convolution", "transformers.ResNetBasicLayer"
-    ),
-    "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBottleNeckLayer": _without_slot(
-        "the backbone of RT-DETR", "layer.2.convolution", "transformers.RTDetrResNetBottleNeckLayer"
-    ),
-    "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBasicLayer": _without_slot(
-        'the same with layer_type="basic"', "layer.1.convolution", "transformers.RTDetrResNetBasicLayer"
-    ),
-    "transformers.models.bit.modeling_bit.BitPreActivationBottleneckLayer": _without_slot(
-        "BitModel and its heads", "conv3", "transformers.BitPreActivationBottleneckLayer", _NO_NORM
-    ),
-    "transformers.models.bit.modeling_bit.BitBottleneckLayer": _without_slot(
-        'the same with layer_type="bottleneck", as in hybrid ViTs and DPT', "conv3", "transformers.BitBottleneckLayer"
-    ),
-}
-
-_BEFORE_CONV3 = "its own se stands before conv3, and it has no place for attention after"
-_ACTIVATED = "an activation stands between its last norm and the residual sum"
-_FUSED = "its parallel branches are each normalised and fuse into one convolution for deployment"
-_REGNET = "attention stands before its last convolution, as in its Y layers, and it has no place for any after"
-_POOLED = "where it strides, its branch ends in a pooling that follows the last norm"
-_CONCATENATED = "its branches are concatenated: there is no residual sum"
-_PART = "only a part of its output is added to the shortcut, the rest is concatenated"
-_QUANTIZED = "it is built for quantization, which fuses its last norm away and adds in a quantized operator"
-
-# Blocks that look like the ones above, and why they are left alone.
-REFUSED: dict[str, str] = {
-    "timm.models.regnet.Bottleneck": _BEFORE_CONV3,
-    "timm.models.regnet.PreBottleneck": _BEFORE_CONV3,
-    "timm.models.tresnet.Bottleneck": _BEFORE_CONV3,
-    "timm.models.nfnet.NormFreeBlock": "it has no norm and keeps the variance of its branch by design",
-    "timm.models.cspnet.DarkBlock": _ACTIVATED,
-    "timm.models.cspnet.EdgeBlock": _ACTIVATED,
-    "timm.models.hgnet.HighPerfGpuBlock": _ACTIVATED,
-    "timm.models.vovnet.OsaBlock": _ACTIVATED,
-    "timm.models.byobnet.RepVggBlock": _FUSED,
-    "timm.models.byobnet.MobileOneBlock": _FUSED,
-    "timm.models.dpn.DualPathBlock": _PART,
-    "timm.models.xception.Block": _POOLED,
-    "timm.models._efficientnet_blocks.CondConvResidual": "each image has convolutions of its own, mixed of experts",
-    "torchvision.models.regnet.ResBottleneckBlock": _BEFORE_CONV3,
-    "torchvision.models.quantization.resnet.QuantizableBottleneck": _QUANTIZED,
-    "torchvision.models.quantization.resnet.QuantizableBasicBlock": _QUANTIZED,
-    "torchvision.models.quantization.mobilenetv2.QuantizableInvertedResidual": _QUANTIZED,
-    "torchvision.models.quantization.mobilenetv3.QuantizableInvertedResidual": _QUANTIZED,
-    "torchvision.models.shufflenetv2.InvertedResidual": _CONCATENATED,
-    "torchvision.models.quantization.shufflenetv2.QuantizableInvertedResidual": _CONCATENATED,
-    "segmentation_models_pytorch.encoders._dpn.DualPathBlock": _PART,
-    "segmentation_models_pytorch.encoders.mobileone.MobileOneBlock": _FUSED,
-    "segmentation_models_pytorch.encoders._xception.Block": _POOLED,
-    "transformers.models.regnet.modeling_regnet.RegNetXLayer": _REGNET,
-    "transformers.models.regnet.modeling_regnet.RegNetYLayer": _REGNET,
-}
 
 
 @dataclass(frozen=True)
@@ -355,12 +138,6 @@ class Block:
         return int(number) + 1 if word.startswith(("stages", "blocks")) else int(number)
 
 
-def qualified(builder: Callable[..., Any]) -> str:
-    """Module and name of a class or function; of another callable, those of its class."""
-    named = builder if hasattr(builder, "__qualname__") else type(builder)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
 def unless_empty(occupant: nn.Module | None) -> nn.Module | None:
     """What a slot holds, or ``None`` for a ``nn.Identity``, also in smp's wrapper."""
     inside = occupant.attention if occupant is not None and qualified(type(occupant)) == _WRAPPER else occupant
@@ -423,68 +200,3 @@ def _composite(module: nn.Module) -> bool:
         "container",
     }
     return any(module.children()) and not torch_only
-
-
-def register_block(
-    block: type[nn.Module], *, slot: str = "attention", last_conv: str, slotted: type[nn.Module] | None = None
-) -> None:
-    """Make a class of residual blocks known to ``inject``, ``injected``, ``summary`` and ``eject``.
-
-    A block has a slot where its ``forward`` calls ``self.<slot>`` unless that is ``None`` (or ``nn.Identity``), after
-    the last norm and before the residual sum. Where it has none, give a sub-class that has one as ``slotted``:
-    ``inject`` changes the class of the blocks to it, and ``eject`` changes it back. Then sub-classes of torchvision's
-    and other slotless blocks can be registered too, whether they have a ``forward`` of their own or not. Define both
-    at the top level of a module if networks are to be pickled.
-
-    Registering a class again replaces its entry; a class that the library knows itself cannot be registered.
-
-    Args:
-        block: The class of the blocks.
-        slot: Attribute that holds attention.
-        last_conv: Dotted name, inside the block, of the convolution whose output reaches the slot; attention takes
-            its output channels, its device and its dtype.
-        slotted: Sub-class of ``block`` whose ``forward`` calls ``self.<slot>`` without asking whether it is there.
-
-    Raises:
-        TypeError: If ``block`` is no class of modules, ``slotted`` no sub-class of it with a ``forward`` of its own,
-            or a name is no string.
-        ValueError: If the library knows ``block`` already, a name is no attribute name, or the ``forward`` that
-            should call the slot does not mention it.
-
-    Example:
-        >>> gca.register_block(MyBlock, slot="attention", last_conv="conv2")
-        >>> gca.inject(MyNetwork())
-    """
-    if not (isinstance(block, type) and issubclass(block, nn.Module)):
-        raise TypeError(f"block must be a class of torch.nn.Module, got {block!r}")
-    name = qualified(block)
-    if name in REFUSED or (name in FAMILIES and name not in _registered):
-        raise ValueError(f"{name} is known to gca already; register classes of your own")
-    for key, value in {"slot": slot, "last_conv": last_conv}.items():
-        if not isinstance(value, str):
-            raise TypeError(f"{key} must be a str, got {value!r}")
-        parts = value.split(".") if key == "last_conv" else [value]
-        if not all(part.isidentifier() or (key == "last_conv" and part.isdecimal()) for part in parts):
-            raise ValueError(f"{key} must be the name of an attribute, got {value!r}")
-    if slotted is not None and not (
-        isinstance(slotted, type) and issubclass(slotted, block) and "forward" in vars(slotted) and slotted is not block
-    ):
-        raise TypeError(f"slotted must be a sub-class of {name} with a forward of its own, got {slotted!r}")
-    if not _mentions(slotted or block, slot):
-        raise ValueError(
-            f"no method of {qualified(slotted or block)} mentions self.{slot}, so attention there would never run; "
-            "name the attribute that its forward calls, or pass slotted=, a sub-class with such a forward"
-        )
-    FAMILIES[name] = BlockFamily("registered by the user", slot, last_conv, slotted)
-    _registered.add(name)
-
-
-_registered: set[str] = set()
-
-
-def _mentions(cls: type, name: str) -> bool:
-    """Whether a method of a class, other than its constructor, uses an attribute of this name."""
-    methods = [value for parent in cls.__mro__ if parent is not nn.Module for value in vars(parent).items()]
-    return any(
-        name in value.__code__.co_names for key, value in methods if key != "__init__" and hasattr(value, "__code__")
-    )

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gca.blocks import Block, find_blocks, qualified
+from gca.blocks import Block, find_blocks
+from gca.families import qualified
 from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
 from gca.placement import chain, empty, fill, like_block, placed, stack
 from gca.selection import Where, check_changeable, check_model, check_untampered, select
@@ -50,7 +51,7 @@ def inject(
     branch of a pretrained network would be damped (to about a quarter for ``"gca"`` and ``"coord"``).
 
     Args:
-        model: Any network that contains ResNet blocks of timm, torchvision, segmentation-models-pytorch, MONAI or
+        model: Any network that contains residual blocks of timm, torchvision, segmentation-models-pytorch, MONAI or
             transformers, e.g. ``timm.create_model("resnet50")`` or a segmentation or detection model around one.
             ``python -m gca`` lists the block classes, and :func:`gca.register_block` adds others.
         layer: ``"gca"``, ``"coord"``, ``"cbam"`` or ``"se"``, or a callable ``(channels, **options) -> nn.Module``

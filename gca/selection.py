@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from gca.blocks import Block, composites, find_blocks, qualified, requested
+from gca.blocks import Block, composites, find_blocks, requested
+from gca.families import qualified
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -132,5 +133,5 @@ def _nothing_known(model: nn.Module, found: list[Block]) -> str:
         f"no known residual block in {kind}; "
         + (f"its most frequent parts are {', '.join(parts)}; " if parts else "")
         + "known are blocks with a shortcut of timm, torchvision, segmentation-models-pytorch, MONAI and transformers; "
-        f"gca.blocks.FAMILIES lists them{hint}"
+        f"python -m gca lists them, and gca.register_block adds others{hint}"
     )

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from unittest import mock
 
 import pytest
 import torch
 
-import gca.blocks
+import gca.families
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,10 +63,10 @@ COMMANDS = sorted({tuple(words) for page in PAGES for words in scripts(page)})
 def _undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave no file, no module-wide setting and no row of a table behind, and download nothing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gca.blocks, "FAMILIES", dict(gca.blocks.FAMILIES))
     # README shows pretrained=True: the network is the same, only its weights would have to be fetched.
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **kwargs: None)
-    yield
+    with mock.patch.dict(gca.families.FAMILIES):
+        yield
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
 

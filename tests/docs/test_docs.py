@@ -17,7 +17,7 @@ def script(name: str) -> dict[str, Any]:
 
 
 def test_the_page_of_families_is_up_to_date() -> None:
-    """After a change to gca/blocks.py: python docs/make_families.py."""
+    """After a change to gca/families.py: python docs/make_families.py."""
     assert (DOCS / "families.md").read_text() == script("make_families.py")["page"]()
 
 

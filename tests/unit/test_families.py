@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import gca
-from gca.blocks import FAMILIES, REFUSED, find_blocks, qualified, requested
+from gca.blocks import find_blocks, requested
+from gca.families import FAMILIES, REFUSED, qualified
 from tests.conftest import randomize
 from tests.models import NETWORKS
 

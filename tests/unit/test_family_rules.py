@@ -16,7 +16,8 @@ from timm.layers import EcaModule, GatherExcite, GlobalContext, get_attn
 from torch import nn
 
 import gca
-from gca.blocks import FAMILIES, find_blocks
+from gca.blocks import find_blocks
+from gca.families import FAMILIES
 from tests.conftest import randomize
 from tests.models import NETWORKS
 from tests.unit.test_families import IMAGES, family_name, structure

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torchvision
 from torch import nn
 
 import gca
-from gca import blocks
+from gca import families
 from tests.conftest import randomize
 
 IMAGES = torch.randn(2, 8, 6, 9, generator=torch.Generator().manual_seed(0))
@@ -63,9 +65,10 @@ class ScaledWithSlot(Scaled):
 
 
 @pytest.fixture(autouse=True)
-def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "FAMILIES", dict(blocks.FAMILIES))
-    monkeypatch.setattr(blocks, "_registered", set())
+def _forget() -> Iterator[None]:
+    with mock.patch.dict(families.FAMILIES):
+        yield
+    families._registered.clear()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_blocks_that_hold_attention_are_known_without_being_registered() -> None
     """As in a process that loads a pickled network."""
     gca.register_block(Block, last_conv="conv")
     network = gca.inject(Block())
-    del blocks.FAMILIES[f"{__name__}.Block"]
+    del families.FAMILIES[f"{__name__}.Block"]
     assert list(gca.injected(network)) == ["attention"]
     assert gca.injected(gca.eject(network)) == {}
 
@@ -136,7 +139,7 @@ def test_a_last_convolution_that_is_not_there_is_named() -> None:
     ],
 )
 def test_bad_registrations(arguments: dict[str, object], error: type[Exception], message: str) -> None:
-    known = dict(blocks.FAMILIES)
+    known = dict(families.FAMILIES)
     with pytest.raises(error, match=message):
         gca.register_block(**{"block": Block, "last_conv": "conv", **arguments})
-    assert known == blocks.FAMILIES
+    assert known == families.FAMILIES
