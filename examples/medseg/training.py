@@ -135,6 +135,10 @@ def train(
     trainer = make_trainer(settings, execution, callbacks, out, validate=len(slices.validation) > 0)
     if settings.batch_size % trainer.world_size:
         raise RunError(f"a batch of {settings.batch_size} cannot be divided among {trainer.world_size} processes")
+    # The same numbers in another order in memory. Reduced precision gains by it; float32 on CPU does not.
+    reduced_precision = settings.precision != "32-true"
+    if reduced_precision if execution.channels_last is None else execution.channels_last:
+        task.model.to(memory_format=torch.channels_last)
     if execution.compile:
         task.model.compile()
     trainer.fit(
@@ -147,6 +151,7 @@ def train(
         content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         task.load_state_dict(content["state_dict"])
     task.to(trainer.strategy.root_device)  # Lightning takes it back to the CPU, but it is to be evaluated now
+    task.model.to(memory_format=torch.contiguous_format)  # as it was handed over
     best_row = min((row for row in history.rows if "val_loss" in row), key=lambda row: row["val_loss"], default=None)
     return Training(
         epochs=len(history.rows),
