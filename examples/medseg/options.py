@@ -91,7 +91,7 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     network.add_argument(
         "--identity-init",
         action=argparse.BooleanOptionalAction,
-        help="attention starts as the identity, so that the network starts as the one without" + default("identity_init"),
+        help="attention starts as the identity, and the network as the one without" + default("identity_init"),
     )
     network.add_argument("--encoder", help="encoder of segmentation-models-pytorch" + default("encoder"))
 
