@@ -1,5 +1,7 @@
 """Whether a processor can train in reduced precision."""
 
+from typing import Any
+
 import torch
 
 from medseg.errors import RunError
@@ -7,7 +9,8 @@ from medseg.errors import RunError
 
 def slow_in_bfloat16() -> bool:
     """Whether oneDNN, which computes torch's convolutions on CPU, has no bfloat16 on this processor."""
-    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    mkldnn: Any = torch.backends.mkldnn  # untyped
+    return bool(mkldnn.is_available()) and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_precision(precision: str, accelerator: str) -> None:

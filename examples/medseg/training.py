@@ -146,8 +146,8 @@ def train(
     trainer = make_trainer(settings, execution, callbacks, out, validate=len(slices.validation) > 0)
     if settings.batch_size % trainer.world_size:
         raise RunError(f"a batch of {settings.batch_size} cannot be divided among {trainer.world_size} processes")
-    # Results differ in rounding only, but for dropout, which draws in the order of memory. Reduced precision gains 10 to
-    # 15 % by it; what float32 gains depends on the processor, so there it is an option.
+    # Results differ in rounding only, but for dropout, which draws in the order of memory. Reduced precision gains
+    # 10 to 15 % by it; what float32 gains depends on the processor, so there it is an option.
     reduced_precision = settings.precision != "32-true"
     if reduced_precision if execution.channels_last is None else execution.channels_last:
         task.model.to(memory_format=torch.channels_last)
