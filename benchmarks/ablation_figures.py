@@ -54,7 +54,7 @@ def draw_bars(found: Row, studies: Mapping[str, Study], title: str, picture: Pat
 
 def draw_curves(found: Row, title: str, picture: Path) -> None:
     """Validation losses of every variant by epoch: each run, and the mean over the runs; nothing if none is noted."""
-    curves = {name: [run["curve"] for run in found["runs"] if run["variant"] == name] for name in found["variants"]}
+    curves = {name: [run.get("curve") for run in found["runs"] if run["variant"] == name] for name in found["variants"]}
     curves = {name: [one for one in ones if one] for name, ones in curves.items()}
     losses = {
         key: label for key, label in LOSSES.items() if any(key in one for ones in curves.values() for one in ones)
