@@ -75,7 +75,7 @@ class Line(NamedTuple):
 
 def load(results: Path) -> dict[str, Row]:
     """Contents of the JSON files by ``folder/name``; those of ablations are computed from their runs again."""
-    patterns = ("ablations_*/*.json", "complexity_*/results.json", "attention_*/groups.json")
+    patterns = ("ablations_*/*.json", "complexity_*/results.json", "attention_*/*.json")
     paths = [path for pattern in patterns for path in sorted(results.glob(pattern))]
     found = {f"{path.parent.name}/{path.stem}": (path, json.loads(path.read_text(encoding="utf-8"))) for path in paths}
     return {
@@ -260,9 +260,45 @@ def counts(name: str, found: Row) -> str:
     )
 
 
+SPECIALISE = (
+    "Correlation between the maps of two groups on {slices} slices, beside that of {splits} random splits of the same "
+    "channels: groups that specialise lie below the splits, at a percentile under 5. `untrained` is the same network "
+    "with random weights. The command stands beside [all numbers](../benchmarks/results/{folder}/{file}.csv)."
+)
+
+
 def groups(name: str, found: Row) -> str:
     """Whether the groups of trained networks attend to different places, as the paper says they do."""
+    folder, _, file = name.partition("/")
+    _, dataset, protocol = folder.split("_", 2)
+    what = SPECIALISE.format(
+        slices=sum(found["scans"].values()), splits=found["random_splits"], folder=folder, file=file
+    )
+    several = _groups_of_several if "networks" in found else _groups_of_one
+    figure = [] if "networks" in found else [f"![Correlation by layer](../benchmarks/results/{folder}/overview.png)"]
+    heading = f"## Do the groups specialise? {DATASETS[dataset].benchmark.title}, {protocol_in_words(protocol)}"
+    return "\n\n".join([heading, what, several(found), *figure])
 
+
+def _groups_of_several(found: Row) -> str:
+    """Mean and standard deviation over networks."""
+
+    def cell(row: Row, key: str) -> str:
+        return spread({name: row[f"{key}_{name}"] for name in ("mean", "std")}, 1)
+
+    n = len(found["networks"])
+    heads = ["layer", "gates", "groups", "random splits", "gap", f"percentile under 5, of {n}"]
+    heads += ["untrained: gap", "percentile under 5"]
+    rows = [
+        [row["layer"], f"{row['height']}x{row['width']}"]
+        + [cell(row, key) for key in ("similarity", "random_mean", "gap")]
+        + [str(row["less_alike"]), cell(row, "untrained_gap"), str(row["untrained_less_alike"])]
+        for row in found["layers"]
+    ]
+    return table([heads, *rows])
+
+
+def _groups_of_one(found: Row) -> str:
     def line(row: Row, prefix: str) -> list[str]:
         numbers = (
             row[f"{prefix}{key}"] for key in ("similarity", "random_mean", "random_5", "random_95", "percentile")
@@ -276,19 +312,7 @@ def groups(name: str, found: Row) -> str:
     ]
     split = "random splits (5 to 95 %)"
     heads = ["layer", "gates", "groups", split, "percentile", "untrained: groups", split, "percentile"]
-    folder = name.partition("/")[0]
-    _, dataset, protocol = folder.split("_", 2)
-    return "\n\n".join(
-        [
-            f"## Do the groups specialise? {DATASETS[dataset].benchmark.title}, {protocol_in_words(protocol)}",
-            f"Correlation between the maps of two groups on {sum(found['scans'].values())} slices, beside that of "
-            f"{found['random_splits']} random splits of the same channels: groups that specialise lie below the "
-            "splits, at a percentile under 5. `untrained` is the same network with random weights. The command stands "
-            f"beside [all numbers](../benchmarks/results/{folder}/groups.csv).",
-            table([heads, *rows]),
-            f"![Correlation by layer](../benchmarks/results/{folder}/overview.png)",
-        ]
-    )
+    return table([heads, *rows])
 
 
 if __name__ == "__main__":

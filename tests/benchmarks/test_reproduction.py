@@ -170,6 +170,21 @@ def test_complexity(page: Callable[[Path], str], tmp_path: Path) -> None:
     assert (row["reported"], row["ours"]) == ("44.98 M, 17.80 G MACs", "48.98 M, 17.80 G MACs")
 
 
+def test_groups_of_several_networks(page: Callable[[Path], str], tmp_path: Path) -> None:
+    row: dict[str, Any] = {"layer": "layer1.0.se", "height": 8, "width": 8, "less_alike": 2, "untrained_less_alike": 0}
+    for key, mean in {"similarity": 0.7, "random_mean": 0.9, "gap": 0.2, "untrained_gap": 0.01}.items():
+        row |= {f"{key}_mean": mean, f"{key}_std": 0.05}
+    found = {"networks": ["seed10", "seed11"], "scans": {"a": 7, "b": 8}, "random_splits": 100, "layers": [row]}
+    (tmp_path / "attention_acdc_compact").mkdir()
+    (tmp_path / "attention_acdc_compact" / "summary.json").write_text(json.dumps(found))
+    text = page(tmp_path)
+    assert "## Do the groups specialise? ACDC, compact protocol" in text
+    assert "on 15 slices" in text
+    assert "(../benchmarks/results/attention_acdc_compact/summary.csv)" in text
+    numbers = "| 0.70 ± 0.05 | 0.90 ± 0.05 | 0.20 ± 0.05 | 2 | 0.01 ± 0.05 | 0 |"
+    assert f"| layer1.0.se | 8x8 {numbers}" in text
+
+
 def test_the_worst_variant_of_a_table_decides(page: Callable[[Path], str], tmp_path: Path) -> None:
     words = ["--collect", "--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     asked = ablations.parse(words)
