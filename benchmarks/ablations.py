@@ -42,7 +42,7 @@ OURS = (
     "--data", "--out", "--seed", "--fold", "--cross-validate", "--year", "--resume", "--overwrite", "--config",
     "--time-loader", "--arch", "--attention", "--groups", "--reduction", "--pool", "--identity-init", "--help", "-h",
 )  # fmt: skip
-PATIENCE = 30  # seconds that a training has to end when it is asked to
+PATIENCE = 20  # seconds that trainings have to end when they are asked to
 
 
 def train(runs: Sequence[Planned], options: argparse.Namespace) -> list[Planned]:
@@ -75,9 +75,10 @@ def train(runs: Sequence[Planned], options: argparse.Namespace) -> list[Planned]
     finally:
         for process in training.values():
             process.terminate()
+        last = time.monotonic() + PATIENCE
         for process in training.values():
             try:
-                process.wait(PATIENCE)
+                process.wait(max(0, last - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
     if left := len(training) + len(waiting):
