@@ -1,16 +1,16 @@
-"""Figures, tables and a picture of finished ablation runs, beside what the paper prints."""
+"""Figures, tables and paired differences of finished ablation runs, beside what the paper reports."""
 
 import csv
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from studies import DATASETS, PRINTED, STUDIES, VARIANTS, Study
+from ablation_figures import RATES, draw_bars, draw_curves
+from studies import DATASETS, REPORTED, STUDIES, VARIANTS, Study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from medseg.errors import DataError
@@ -19,40 +19,71 @@ from medseg.summary import spread_of
 from medseg.whole import write_json, write_text, writing
 
 Row = dict[str, Any]
+PARTS = ("figures", "classes", "classes_hd95")
 RULE = (
-    "± is the sample standard deviation over the n runs. Differences are paired: a run minus the run of the reference "
-    "with the same seed or fold. One is *beyond the spread* where the 95 % t-interval of the paired differences, mean "
-    "± t · standard deviation / √n, excludes 0; intervals are not corrected for the number of comparisons."
+    "± is the sample standard deviation over the n runs. Differences are paired by {unit}, with 95 % t-intervals: mean "
+    "± t · standard deviation / √n. **Bold**: significant, the interval does not contain 0; all others are not "
+    "significant (95 % CI contains 0). Intervals are not corrected for the number of comparisons."
 )
 SCANS = (
     "Dice is the strict one, in which an invented structure scores 0. HD95 strict leaves out cases in which one mask "
-    "is empty; HD95 transunet scores them 0 and is in voxels whatever the spacing. The paper prints HD95 in mm and "
+    "is empty; HD95 transunet scores them 0 and is in voxels whatever the spacing. The paper reports HD95 in mm and "
     "does not define it; it stands under transunet's."
 )
-PHOTOGRAPHS = "Rates are over the pixels of all test images; Dice per class is the mean over images."
-RATES = {"iou": "mIoU %", "dice": "DSC %", "accuracy": "Acc %", "specificity": "Spe %", "sensitivity": "Sen %"}
+RGB = "Rates are over the pixels of all test images; Dice per class is the mean over images."
+COST = (
+    "Training time per step, loading included and validation not: the median over the epochs of a run, then the mean "
+    "over runs. Compared are runs with the same {unit}, device, versions and options of execution."
+)
+PROTOCOLS = {"paper": "the paper's protocol", "reduced": "an earlier, reduced protocol"}
 
 
-def row(dataset: str, variant: str, number: int, command: str, results: Row) -> Row:
-    """What of a run's ``results.json`` stands in the tables, and what it was made with."""
+def row(variant: str, number: int, command: str, results: Row, metrics: Path, made: Row) -> Row:
+    """What of a run's ``results.json`` and ``metrics.csv`` stands in the tables, and what it was made with."""
     summary = results["test"]["summary"]
     figures, classes = dict(results["test"]["headline"]), summary["classes"]
     if "transunet" in summary["mean"]:
         figures["dice_transunet"] = summary["mean"]["transunet"]["dice"]
+    strict = {name: found["strict"] for name, found in classes.items()}
     return {
         "variant": variant,
         "number": number,
         "figures": figures,
-        "classes": {name: found["strict"]["dice"]["mean"] for name, found in classes.items()},
+        "classes": {name: found["dice"]["mean"] for name, found in strict.items()},
+        "classes_hd95": {name: found["hd95"]["mean"] for name, found in strict.items() if "hd95" in found},
         "missed": sum(found["missed"] for found in classes.values()),
         "hd95_unit_strict": summary["hd95_unit_strict"],
         "command": command,
+        **made,
+        "curve": curve(metrics),
         **{key: results[key] for key in ("settings", "data", "training", "parameters", "duration_seconds")},
         **{key: results[key] for key in ("execution", "environment")},
     }
 
 
-def content(dataset: str, protocol: str, rows: Sequence[Row], made: Row) -> Row:
+def curve(metrics: Path) -> Row | None:
+    """The losses of every epoch; ``None`` where it was not validated."""
+    if not metrics.is_file():
+        return None
+    with metrics.open(newline="") as file:
+        epochs = list(csv.DictReader(file))
+    names = [name for name in ("loss", "val_loss", "val_dice_loss") if name in epochs[0]]
+    losses = {name: [round(float(one[name]), 6) if one[name] else None for one in epochs] for name in names}
+    return {"epoch": [int(one["epoch"]) for one in epochs], **losses}
+
+
+def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
+    """Rows collected earlier and rows of runs that lie here, which replace them unless they are the same."""
+    rows = {(one["variant"], one["number"]): one for one in before}
+    for one in now:
+        known = rows.get(key := (one["variant"], one["number"]))
+        same = known and all(known[name] == one[name] for name in ("figures", "classes", "data", "duration_seconds"))
+        if not same:  # or it would seem to be of the commit at which it is collected again
+            rows[key] = one
+    return sorted(rows.values(), key=lambda one: (list(VARIANTS).index(one["variant"]), one["number"]))
+
+
+def content(dataset: str, protocol: str, rows: Sequence[Row], command: str) -> Row:
     """Everything that is known of a data set: every run, every variant over its runs, and paired differences.
 
     Raises:
@@ -66,38 +97,57 @@ def content(dataset: str, protocol: str, rows: Sequence[Row], made: Row) -> Row:
             raise DataError(f"{dataset}: {names} were made from different data; train them again from the same")
     runs = {name: {run["number"]: run for run in rows if run["variant"] == name} for name in VARIANTS}
     runs = {name: found for name, found in runs.items() if found}
+    keys = {part: list(dict.fromkeys(key for run in rows for key in run.get(part, {}))) for part in PARTS}
     differences: Row = {}
-    for reference in (name for name in ("none", "gca") if name in runs):
-        theirs = runs[reference]
-        differences[reference] = {
-            name: {
-                key: difference((found[k]["figures"][key], theirs[k]["figures"][key]) for k in found if k in theirs)
-                for key in rows[0]["figures"]
+    for reference, name in (pair for study in STUDIES.values() for pair in pairs(study)):
+        if reference in runs and name in runs:
+            both = [(run, runs[reference][k]) for k, run in runs[name].items() if k in runs[reference]]
+            differences.setdefault(reference, {})[name] = {
+                part: {
+                    key: difference((a.get(part, {}).get(key), b.get(part, {}).get(key)) for a, b in both) for key in of
+                }
+                for part, of in keys.items()
             }
-            for name, found in runs.items()
-            if name != reference
-        }
     return {
-        "schema": 1,
+        "schema": 2,
         "dataset": dataset,
         "title": DATASETS[dataset].benchmark.title,
         "protocol": protocol,
         "unit": DATASETS[dataset].unit,
-        **made,
-        "rule": RULE,
+        "command": command,
+        "rule": RULE.format(unit=DATASETS[dataset].unit),
         "variants": {
             name: {
                 "numbers": list(found),
                 **{
-                    part: {key: over_runs(run[part][key] for run in found.values()) for key in rows[0][part]}
-                    for part in ("figures", "classes")
+                    part: {key: over_runs(run.get(part, {}).get(key) for run in found.values()) for key in of}
+                    for part, of in keys.items()
                 },
             }
             for name, found in runs.items()
         },
         "differences": differences,
+        "cost": {name: cost(found, runs.get("none", {})) for name, found in runs.items()},
         "runs": list(rows),
     }
+
+
+def pairs(study: Study) -> list[tuple[str, str]]:
+    """Reference and variant of every comparison, the later row minus the earlier; with no attention first."""
+    names = study.rows if "none" in study.rows else ("none", *study.rows)
+    return sorted(combinations(names, 2), key=lambda pair: pair[0] != "none")
+
+
+def cost(runs: dict[int, Row], without: dict[int, Row]) -> Row:
+    """Seconds per training step, and percent over no attention where both were computed alike."""
+    seconds = {number: run["duration_seconds"].get("step") for number, run in runs.items()}
+    alike = {
+        number: without[number]["duration_seconds"].get("step")
+        for number, run in runs.items()
+        if number in without and all(run[key] == without[number][key] for key in ("environment", "execution"))
+    }
+    over = [100 * (seconds[k] / base - 1) for k, base in alike.items() if seconds[k] and base]
+    return {"seconds_per_step": over_runs(seconds.values()), "percent_over_none": with_interval(over)}
 
 
 def over_runs(values: Iterable[float | None]) -> Row:
@@ -107,13 +157,24 @@ def over_runs(values: Iterable[float | None]) -> Row:
 
 
 def difference(pairs: Iterable[tuple[float | None, float | None]]) -> Row:
-    """Paired differences where both are defined; ``beyond``: whether their 95 % t-interval excludes 0."""
-    found = over_runs(None if a is None or b is None else a - b for a, b in pairs)
+    """Paired differences where both are defined."""
+    return with_interval([a - b for a, b in pairs if a is not None and b is not None])
+
+
+def with_interval(values: Sequence[float]) -> Row:
+    """``interval``: 95 % t-interval of the mean; ``significant``: whether it excludes 0. ``None`` for one value."""
+    found = over_runs(values)
     if found["std"] is None:
-        return {**found, "interval": None, "beyond": None}
+        return {**found, "interval": None, "significant": None}
     half = float(student.ppf(0.975, found["n"] - 1)) * found["std"] / found["n"] ** 0.5
     low, high = found["mean"] - half, found["mean"] + half
-    return {**found, "interval": [low, high], "beyond": low > 0 or high < 0}
+    return {**found, "interval": [low, high], "significant": low > 0 or high < 0}
+
+
+def told(found: Row) -> str:
+    """The result of a comparison in the field's words."""
+    words = {None: "one run", True: "significant", False: "not significant (95 % CI contains 0)"}
+    return words[found["significant"]] if found["n"] else "-"
 
 
 def columns(found: Row) -> dict[str, str]:
@@ -127,39 +188,54 @@ def columns(found: Row) -> dict[str, str]:
 
 def shown_studies(found: Row) -> dict[str, Study]:
     """Studies of which more than what all share is finished."""
-    done = found["variants"].keys() - {"gca"}
+    done = found["variants"].keys() - {"none", "gca"}
     return {name: study for name, study in STUDIES.items() if done & study.rows.keys() or name == "attention"}
 
 
+def protocol_in_words(protocol: str) -> str:
+    """A name for people."""
+    return PROTOCOLS.get(protocol, f"{protocol} protocol")
+
+
 def heading(found: Row) -> str:
-    """Data set and protocol; a reduced run never passes for the paper's."""
+    """Data set and protocol; no other run passes for the paper's."""
     warning = "" if found["protocol"] == "paper" else " (not the paper's settings: no reproduction)"
-    return f"{found['title']}, {found['protocol']} protocol{warning}"
+    return f"{found['title']}, {protocol_in_words(found['protocol'])}{warning}"
 
 
-def markdown(found: Row, level: int = 1) -> str:
-    """All tables of a data set, under headings from ``level``."""
+def markdown(found: Row, level: int = 1, folder: str = "") -> str:
+    """All tables of a data set, under headings from ``level``; ``folder`` is where its figures lie."""
     runs, data = found["runs"], found["runs"][0]["data"]
     same = ("encoder", "size", "batch_size", "epochs", "lr", "validate_every", "patience", "precision", "limit")
     settings = {key: list(dict.fromkeys(str(run["settings"][key]) for run in runs)) for key in same}
     stated = ", ".join(f"{key} {' or '.join(values)}" for key, values in settings.items())
-    device = " and ".join(sorted({run["environment"]["device"] for run in runs}))
+    device, commit = (
+        " and ".join(sorted({str(one) for one in ones}))
+        for ones in ((run["environment"]["device"] for run in runs), (run["commit"] for run in runs))
+    )
+    dates = sorted({run["date"][:10] for run in runs})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     sizes = ", ".join(f"{count} {part}" for part, count in data["cases"].items())
     parts = [
         f"{'#' * level} Ablations: {heading(found)}",
-        f"`{found['command']}`, {found['date'][:10]}, commit {found['commit']}, device: {device}.",
+        f"`{found['command']}`, {when}, commit {commit}, device: {device}.",
         f"Settings: {stated}. Data: {data['name']}, {data['split']}; cases: {sizes}.",
-        f"{PHOTOGRAPHS if columns(found) is RATES else SCANS} {RULE}",
+        f"{RGB if columns(found) is RATES else SCANS} {found['rule']}",
     ]
     for study in shown_studies(found).values():
         source = study.source.get(found["dataset"], "not in the paper for this data set")
         parts.append(f"{'#' * (level + 1)} {study.title} ({source})")
-        parts += [table for table in (_means(found, study), *_compared(found, study)) if table]
+        parts += [table for table in (_means(found, study), _compared(found, study), _by_class(found, study)) if table]
+    if any(run["duration_seconds"].get("step") for run in runs):
+        parts += [f"{'#' * (level + 1)} What attention costs in time", COST.format(unit=found["unit"]), _costs(found)]
+    parts.append(f"![Bars of every variant, by class]({folder}{found['dataset']}.png)")
+    if any(run.get("curve") for run in runs):
+        parts.append(f"![Validation losses of every variant, by epoch]({folder}{found['dataset']}_curves.png)")
     return "\n\n".join(parts) + "\n"
 
 
 def _means(found: Row, study: Study) -> str:
-    heads, printed = columns(found), PRINTED[found["dataset"]]
+    heads, reported = columns(found), REPORTED[found["dataset"]]
     classes = list(found["runs"][0]["classes"])
     lines = [["", "n", *heads.values(), *(f"Dice % {name}" for name in classes)]]
     for name, label in study.rows.items():
@@ -168,30 +244,68 @@ def _means(found: Row, study: Study) -> str:
             cells = [spread(variant["figures"][key], scale(key)) for key in heads]
             cells += [spread(variant["classes"][key], 100) for key in classes]
             lines.append([label, str(len(variant["numbers"])), *cells])
-        if name in printed:
-            paper = printed[name]
+        if name in reported:
+            paper = reported[name]
             cells = [spread({"mean": paper.mean.get(key), "std": paper.std.get(key)}, 1) for key in heads]
             cells += [spread({"mean": paper.classes.get(key), "std": None}, 1) for key in classes]
-            lines.append([f"*{label}: printed, {paper.source.partition(',')[0]}*", "", *cells])
+            lines.append([f"*{label}: reported, {paper.source.partition(',')[0]}*", "", *cells])
     return table(lines)
 
 
-def _compared(found: Row, study: Study) -> list[str]:
-    tables = []
-    for reference in study.references:
-        lines = [[f"minus {VARIANTS[reference].label}", "figure", "each run", "mean ± std", "95 % interval", "verdict"]]
-        for name, label in study.rows.items():
-            for key, head in columns(found).items():
-                compared = found["differences"].get(reference, {}).get(name, {}).get(key)
-                if compared and compared["n"]:
-                    factor, interval = scale(key), compared["interval"]
-                    each = ", ".join(f"{factor * value:+.2f}" for value in compared["values"])
-                    between = "-" if interval is None else " to ".join(f"{factor * end:+.2f}" for end in interval)
-                    verdict = {None: "one run", True: "beyond the spread", False: "within the spread"}
-                    cells = [each, spread(compared, factor), between, verdict[compared["beyond"]]]
-                    lines.append([label, head, *cells])
-        tables.append(table(lines) if len(lines) > 1 else "")
-    return tables
+def _compared(found: Row, study: Study) -> str:
+    """Paired differences of the mean figures."""
+    heads = {key: head for key, head in columns(found).items() if key != "dice_transunet"}
+    main = next(iter(heads))
+    lines = [["difference", "n", *heads.values(), f"each {found['unit']}: {heads[main]}", f"{heads[main]} is"]]
+    for label, compared in _pairs_of(found, study):
+        figures = compared["figures"]
+        each = ", ".join(f"{scale(main) * value:+.2f}" for value in figures[main]["values"])
+        cells = [_between(figures[key], scale(key)) for key in heads]
+        lines.append([label, str(figures[main]["n"]), *cells, each, told(figures[main])])
+    return table(lines) if len(lines) > 1 else ""
+
+
+def _by_class(found: Row, study: Study) -> str:
+    """Paired differences of every class, where there are several."""
+    classes = list(found["runs"][0]["classes"])
+    distances = [name for name in classes if any(name in run.get("classes_hd95", {}) for run in found["runs"])]
+    heads = [*(f"Dice % {name}" for name in classes), *(f"HD95 strict {name}" for name in distances)]
+    lines = [["difference by class", *heads]]
+    for label, compared in _pairs_of(found, study):
+        cells = [_between(compared["classes"][name], 100) for name in classes]
+        lines.append([label, *cells, *(_between(compared["classes_hd95"][name], 1) for name in distances)])
+    return table(lines) if len(lines) > 1 and len(classes) > 1 else ""
+
+
+def _pairs_of(found: Row, study: Study) -> list[tuple[str, Row]]:
+    listed = []
+    for reference, name in pairs(study):
+        compared = found["differences"].get(reference, {}).get(name)
+        if compared and any(figure["n"] for figure in compared["figures"].values()):
+            listed.append((f"{VARIANTS[name].label} minus {VARIANTS[reference].label}", compared))
+    return listed
+
+
+def _costs(found: Row) -> str:
+    lines = [["", "n", "s per step", "s per epoch", "% over no attention", "that is"]]
+    for name, costs in found["cost"].items():
+        step, over = costs["seconds_per_step"], costs["percent_over_none"]
+        if step["n"]:
+            run = next(run for run in found["runs"] if run["variant"] == name)
+            steps = run["data"]["slices"]["train"] // run["settings"]["batch_size"]
+            extra = ["-", "-"] if name == "none" else [_between(over, 1), told(over)]
+            lines.append([VARIANTS[name].label, str(step["n"]), spread(step, 1), f"{steps * step['mean']:.0f}", *extra])
+    return table(lines)
+
+
+def _between(found: Row, factor: float) -> str:
+    """A difference with its interval, bold if it is significant."""
+    if not found["n"]:
+        return "-"
+    text = f"{factor * found['mean']:+.2f}"
+    if found["interval"] is not None:
+        text += " ({:+.2f} to {:+.2f})".format(*(factor * end for end in found["interval"]))
+    return f"**{text}**" if found["significant"] else text
 
 
 def scale(key: str) -> int:
@@ -205,48 +319,21 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def write(folder: Path, found: Row) -> None:
-    """``<data set>.json`` with everything, ``.csv`` with a row a run, ``.md`` with the tables, ``.png``."""
+    """``<data set>.json`` with everything, ``.csv`` with a row a run, ``.md`` with the tables, and the figures."""
     path = folder / found["dataset"]
     write_json(path.with_suffix(".json"), found)
     write_text(path.with_suffix(".md"), markdown(found))
     rows = [
         {"variant": run["variant"], found["unit"]: run["number"], **run["figures"]}
         | {f"dice {name}": value for name, value in run["classes"].items()}
+        | {f"hd95_strict {name}": value for name, value in run.get("classes_hd95", {}).items()}
         | {"missed": run["missed"], "epochs": run["training"]["epochs"], "seconds": run["duration_seconds"]["total"]}
+        | {"seconds_per_step": run["duration_seconds"].get("step")}
         for run in found["runs"]
     ]
     with writing(path.with_suffix(".csv")), path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for one in rows for key in one)))
         writer.writeheader()
         writer.writerows(rows)
-    draw(found, path.with_suffix(".png"))
-
-
-def draw(found: Row, picture: Path) -> None:
-    """Bars of every variant per class, as in Figures 5 and 6, with the standard deviation and a dot for every run."""
-    studies = shown_studies(found)
-    part, names = ("figures", RATES) if columns(found) is RATES else ("classes", None)
-    names = names or {name: name for name in found["runs"][0]["classes"]}
-    figure = Figure(figsize=(max(8, 1.5 * len(names)), 3.6 * len(studies)), layout="constrained")
-    every = [100 * (run[part][key] or 0) for run in found["runs"] for key in names]
-    bottom = max(0, 10 * ((min(every) - 5) // 10))
-    for axes, study in zip(figure.subplots(len(studies), squeeze=False).flat, studies.values(), strict=True):
-        rows = {name: label for name, label in study.rows.items() if name in found["variants"]}
-        for place, (name, label) in enumerate(rows.items()):
-            shift, width = (place - (len(rows) - 1) / 2) * 0.8 / len(rows), 0.8 / len(rows)
-            spreads = [found["variants"][name][part][key] for key in names]
-            x = np.arange(len(names)) + shift
-            heights = [100 * (one["mean"] or 0) for one in spreads]
-            axes.bar(x, heights, width, label=label, yerr=[100 * (s["std"] or np.nan) for s in spreads], capsize=2)
-            for at, one in zip(x, spreads, strict=True):
-                axes.plot([at] * one["n"], [100 * value for value in one["values"]], "k.", markersize=3)
-        axes.set_xticks(range(len(names)), list(names.values()))
-        cut = f"; the axis begins at {bottom:.0f}" if bottom else ""
-        axes.set(ylim=(bottom, 100), title=study.title)
-        axes.set_ylabel(f"{'%' if part == 'figures' else 'Dice %'}{cut}", fontsize=9)
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.suptitle(f"{heading(found)}\nbars: mean and standard deviation; dots: single {found['unit']}s", fontsize=10)
-    with writing(picture):
-        figure.savefig(picture, dpi=110)
+    draw_bars(found, shown_studies(found), heading(found), path.with_suffix(".png"))
+    draw_curves(found, heading(found), path.with_name(f"{found['dataset']}_curves.png"))

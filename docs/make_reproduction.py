@@ -4,12 +4,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from ablation_report import markdown, scale, table
+from ablation_plan import collected_rows
+from ablation_report import content, markdown, protocol_in_words, scale, table
 from medseg.report import spread
-from studies import DATASETS, PRINTED, STUDIES, runs_of
+from studies import DATASETS, REPORTED, STUDIES, runs_of
 from table4 import TABLE_4
 
 PAGE = Path(__file__).with_name("reproduction.md")
@@ -19,109 +20,128 @@ Row = dict[str, Any]
 HEAD = """\
 # What of the paper is reproduced
 
-This page is made by `python docs/make_reproduction.py` from the JSON files under `benchmarks/results`; no number of
-ours and no verdict is typed by hand.
+"""
+NOTES = """\
+Dice and rates in %, HD95 as reported. *open*: nothing has been run yet. All numbers of ours are read from the JSON
+files under `benchmarks/results`.
 
-How a verdict comes about:
+## Why rows are open
 
-- **Tables 1 to 3 and 5 to 7.** Judged are runs with the paper's settings, and as many as the paper has (three seeds, or
-  four folds). A printed mean is *reproduced* where ours rounds to the same digits, *reproduced within spread* where the
-  two differ by no more than the sum of both standard deviations (0 where none is printed), and *not reproduced*
-  otherwise. A row has the worst verdict of its figures. Dice is compared with ours by the strict rule, HD95 with ours
-  by transunet's rule in voxels; the paper prints mm and no definition.
+- Tables 1, 5, 6, 7 and Figure 5 need the Synapse set, which is handed out on registration, and 200 epochs for each of
+  four folds of every variant; Table 3, 2017 needs that year's set.
+- The paper's settings are 200 epochs at 224x224 (ISIC: 256x256) for every seed, which takes a GPU. On CPUs the compact
+  protocol compares the variants instead: the paper's data, network, augmentation and batch, 128x128, 12 epochs.
+- Figures 3, 4 and 7 are overlays chosen by eye, beside other methods. Every run draws its own best, median and worst
+  test case.
+
+## What the words mean
+
+- **Tables 1 to 3 and 5 to 7** are judged on runs with the paper's settings, as many as the paper has (three seeds, or
+  four folds). A reported mean is *reproduced* where ours rounds to the same digits, *reproduced within ±* where the two
+  differ by no more than the sum of both standard deviations (0 where none is reported), and *not reproduced* otherwise.
+  A row has the worst status of its figures, HD95 included. Dice is compared with ours by the strict rule, HD95 with
+  ours by transunet's rule in voxels; the paper reports mm and no definition.
 - **Figures 5 and 6** have no numbers. What is read from them is an order of mean Dice: Res50 U-Net < no attention < SE
   and CBAM < GCA. It is *reproduced* where that order holds and GCA minus no attention, paired by seed or fold, is
-  beyond the spread (its 95 % t-interval excludes 0), *reproduced within spread* where the order holds but the
-  interval includes 0, and *not reproduced* otherwise.
-- **Table 4.** A printed count is reproduced where ours, by the counter named, rounds to the same digits; of several
-  counters the nearest is named. The row is *reproduced* where all counts are. Latency belongs to a device and is not
-  judged.
-- **Reduced protocol.** A smaller encoder, smaller slices and a few epochs show that the comparison runs. Such runs are
-  listed, say "reduced protocol only", and never count as a reproduction.
+  significant (its 95 % t-interval excludes 0), *order reproduced, not significant* where the interval contains 0, and
+  *not reproduced* otherwise.
+- **Table 4** is reproduced where every count, by the nearest of several counters, rounds to the same digits. Latency
+  belongs to a device and is not judged.
+- **Other protocols** never count as a reproduction.
 
-## Ledger
+## Commands
 
 """
-HEADS = ("paper", "printed", "ours", "command", "data and split", "verdict")
-VERDICTS = ("reproduced", "reproduced within spread", "not reproduced")
-MISSING = "not attempted: no results under benchmarks/results"
-NEEDS = {
-    "synapse": "the Synapse set, which is handed out on registration, and 200 epochs for each of four folds",
-    "acdc": "200 epochs at 224x224 for every seed",
-    "isic2017": "the ISIC 2017 set, and 200 epochs at 256x256 for every seed",
-    "isic2018": "200 epochs at 256x256 for every seed",
-}
-PICTURES = (
-    (
-        "Figures 3 and 4",
-        "overlays on test cases",
-        "no pictures of other methods; every run draws its own best, median and worst test case",
-    ),
-    ("Figure 7", "overlays of failures", "chosen by eye in the paper; every run draws its worst test case"),
-)
+STATUS = ("reproduced", "reproduced within ±", "not reproduced")
+ORDER_STATUS = ("reproduced", "order reproduced, not significant", "not reproduced")
+OPEN = "open"
+PICTURES = (("Figures 3, 4", "overlays of test cases"), ("Figure 7", "overlays of failures"))
 ORDER = (("original", "none"), ("none", "se"), ("none", "cbam"), ("se", "gca"), ("cbam", "gca"))  # by mean Dice
-PRINTED_ORDER = "Res50 U-Net < no attention < SE and CBAM < GCA"
-SHORT = {"dice": "Dice", "hd95": "HD95", "iou": "mIoU", "accuracy": "Acc", "specificity": "Spe", "sensitivity": "Sen"}
+REPORTED_ORDER = "Res50 U-Net < none < SE, CBAM < GCA"
+SHORT = {"dice": "Dice", "hd95": "HD95", "iou": "mIoU"}
+OF_A_TABLE = {"groups": "1, 2, 4 groups", "reduction": "reduction 1, 2, 4, 8", "pool": "avg, max, avg+max"}
+
+
+class Line(NamedTuple):
+    """One row of the table of what is reproduced, and the command that makes it."""
+
+    paper: str
+    reported: str
+    ours: str
+    protocol: str
+    status: str
+    command: str = ""
 
 
 def load(results: Path) -> dict[str, Row]:
-    """Contents of the JSON files by ``folder/name``."""
-    patterns = ("ablations_*/*.json", "complexity_*/results.json", "attention_*/groups.json")
+    """Contents of the JSON files by ``folder/name``; those of ablations are computed from their runs again."""
+    patterns = ("ablations_*/*.json", "complexity_*/results.json", "attention_*/*.json")
     paths = [path for pattern in patterns for path in sorted(results.glob(pattern))]
-    return {f"{path.parent.name}/{path.stem}": json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    found = {f"{path.parent.name}/{path.stem}": (path, json.loads(path.read_text(encoding="utf-8"))) for path in paths}
+    return {
+        name: content(one["dataset"], one["protocol"], collected_rows(path), one["command"])
+        if name.startswith("ablations_")
+        else one
+        for name, (path, one) in found.items()
+    }
 
 
 def chosen(dataset: str, variants: Sequence[str], results: dict[str, Row]) -> Row | None:
-    """Runs of the paper's protocol that hold any of the variants, else of the reduced one."""
-    candidates = [results.get(f"ablations_{protocol}/{dataset}") for protocol in ("paper", "reduced")]
+    """Runs of the paper's protocol that hold any of the variants, else of the compact one, else of an earlier one."""
+    candidates = [results.get(f"ablations_{protocol}/{dataset}") for protocol in ("paper", "compact", "reduced")]
     return next((found for found in candidates if found and found["variants"].keys() & set(variants)), None)
 
 
-def verdict(found: Row | None, dataset: str, variants: Sequence[str], judge: Callable[[Row], int]) -> str:
-    """The place in ``VERDICTS`` that ``judge`` gives, if there is what it may judge."""
-    if found is None:
-        return f"{MISSING}; needs {NEEDS[dataset]}"
+def counted(found: Row, variants: Sequence[str]) -> str:
+    """How many runs there are of each variant."""
     counts = [len(found["variants"][name]["numbers"]) if name in found["variants"] else 0 for name in variants]
-    wanted, each = len(runs_of(dataset)), f"{found['unit']}s a variant"
+    return " to ".join(dict.fromkeys((str(min(counts)), str(max(counts)))))
+
+
+def judged(
+    found: Row | None, dataset: str, variants: Sequence[str], judge: Callable[[Row], int], words: Sequence[str]
+) -> tuple[str, str]:
+    """Protocol and status."""
+    if found is None:
+        return "-", OPEN
+    wanted, unit = len(runs_of(dataset)), f"{found['unit']}s"
+    protocol = f"{protocol_in_words(found['protocol'])}, {counted(found, variants)} {unit}"
     if found["protocol"] != "paper":
-        between = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        return f"reduced protocol only: {between} {each}, not counted"
-    return (
-        VERDICTS[judge(found)] if min(counts) >= wanted else f"not attempted in full: {min(counts)} of {wanted} {each}"
-    )
+        return protocol, "not the paper's settings"
+    fewest = min(len(found["variants"][name]["numbers"]) if name in found["variants"] else 0 for name in variants)
+    return protocol, words[judge(found)] if fewest >= wanted else f"{OPEN}: {fewest} of {wanted} {unit}"
 
 
-def ledger_row(paper: str, printed: str, ours: str, dataset: str, words: str, found: Row | None) -> list[str]:
-    """All but the verdict."""
-    data = f"{DATASETS[dataset].benchmark.title}; {DATASETS[dataset].unit}s {', '.join(map(str, runs_of(dataset)))}"
-    reduced = ""
-    if found:
-        data = f"{found['runs'][0]['data']['name']}; {found['runs'][0]['data']['split']}"
-        reduced = " --reduced" if found["protocol"] == "reduced" else ""
-    return [
-        paper,
-        printed,
-        ours or "-",
-        f"`python benchmarks/ablations.py --data {dataset}=DIR {words}{reduced}`",
-        data,
-    ]
+def command_of(dataset: str, words: str, found: Row | None) -> str:
+    """What trains the runs of a row."""
+    compact = " --compact" if found and found["protocol"] == "compact" else ""
+    return f"`python benchmarks/ablations.py --data {dataset}=DIR {words}{compact}`"
 
 
-def measured(paper: str, dataset: str, study: str, variants: Sequence[str], results: dict[str, Row]) -> list[str]:
-    """The row of a table of means: Tables 1, 2, 3, 5, 6 and 7."""
-    printed, found = {name: PRINTED[dataset][name] for name in variants}, chosen(dataset, variants, results)
-    theirs, ours = [], []
-    for name, paper_row in printed.items():
-        label = f"{STUDIES[study].rows[name]}: " if len(variants) > 1 else ""
-        means = {key: {"mean": mean, "std": paper_row.std.get(key)} for key, mean in paper_row.mean.items()}
-        theirs.append(label + ", ".join(f"{SHORT[key]} {spread(figure, 1)}" for key, figure in means.items()))
-        if found and name in found["variants"]:
-            figures = found["variants"][name]["figures"]
-            ours.append(label + ", ".join(f"{SHORT[key]} {spread(figures[key], scale(key))}" for key in means))
+def measured(paper: str, dataset: str, study: str, variants: Sequence[str], results: dict[str, Row]) -> Line:
+    """The row of a table of means: of one variant its main figures, of several their Dice."""
+    reported, found = {name: REPORTED[dataset][name] for name in variants}, chosen(dataset, variants, results)
+    single = len(variants) == 1
+    keys = [key for key in SHORT if all(key in row.mean for row in reported.values())][: None if single else 1]
+
+    def figures(value: Callable[[str, str], str | None]) -> str:
+        values = {key: [value(name, key) or "-" for name in variants] for key in keys}
+        return ", ".join(f"{SHORT[key]} {' / '.join(of)}" for key, of in values.items())
+
+    def theirs(name: str, key: str) -> str:
+        row = reported[name]
+        return spread({"mean": row.mean[key], "std": row.std.get(key) if single else None}, 1)
+
+    def ours(name: str, key: str) -> str | None:
+        of = found["variants"].get(name) if found else None
+        if not of:
+            return None
+        figure = of["figures"][key]
+        return spread(figure if single else {**figure, "std": None}, scale(key))
 
     def judge(full: Row) -> int:
         worst = 0
-        for name, row in printed.items():
+        for name, row in reported.items():
             for key, mean in row.mean.items():
                 figure, factor = full["variants"][name]["figures"][key], scale(key)
                 if figure["mean"] is None:
@@ -130,83 +150,92 @@ def measured(paper: str, dataset: str, study: str, variants: Sequence[str], resu
                 worst = max(worst, 0 if f"{value:.2f}" == f"{mean:.2f}" else 1 if abs(value - mean) <= allowed else 2)
         return worst
 
-    words = f"--studies {study}" + (f" --variants {variants[0]}" if len(variants) == 1 else "")
-    row = ledger_row(paper, "; ".join(theirs), "; ".join(ours), dataset, words, found)
-    return [*row, verdict(found, dataset, variants, judge)]
+    title = paper if single else f"{paper}: {OF_A_TABLE[study]}"
+    words = f"--studies {study}" + (f" --variants {variants[0]}" if single else "")
+    return Line(
+        title,
+        figures(theirs),
+        figures(ours) if found else "-",
+        *judged(found, dataset, variants, judge, STATUS),
+        command_of(dataset, words, found),
+    )
 
 
-def bars(paper: str, dataset: str, results: dict[str, Row]) -> list[str]:
+def bars(paper: str, dataset: str, results: dict[str, Row]) -> Line:
     """The row of Figure 5 or 6, whose order is what can be read from it."""
     variants = [name for name in STUDIES["attention"].rows if name != "coord"]
-    found, ours = chosen(dataset, variants, results), []
+    found, ours = chosen(dataset, variants, results), "-"
     if found:
-        dice = {name: found["variants"][name]["figures"]["dice"] for name in variants if name in found["variants"]}
-        ours = [f"{STUDIES['attention'].rows[name]}: Dice {spread(figure, 100)}" for name, figure in dice.items()]
-        gain = found["differences"].get("none", {}).get("gca", {}).get("dice")
-        if gain and gain["beyond"] is not None:
-            ours.append(
-                f"GCA minus no attention {spread(gain, 100)}, {'beyond' if gain['beyond'] else 'within'} the spread"
-            )
+        gain = found["differences"].get("none", {}).get("gca", {}).get("figures", {}).get("dice")
+        if gain and gain["n"]:
+            ours = f"GCA minus none: Dice {spread(gain, 100)}"
+            if gain["significant"] is not None:
+                ours += ", significant" if gain["significant"] else ", not significant"
 
     def judge(full: Row) -> int:
         mean = {name: full["variants"][name]["figures"]["dice"]["mean"] or 0 for name in variants}
         if not all(mean[low] < mean[high] for low, high in ORDER):
             return 2
-        return 0 if full["differences"]["none"]["gca"]["dice"]["beyond"] else 1
+        return 0 if full["differences"]["none"]["gca"]["figures"]["dice"]["significant"] else 1
 
-    row = ledger_row(
-        paper, f"bars in the order {PRINTED_ORDER}", "; ".join(ours), dataset, "--studies attention", found
-    )
-    return [*row, verdict(found, dataset, variants, judge)]
+    told = judged(found, dataset, variants, judge, ORDER_STATUS)
+    return Line(paper, REPORTED_ORDER, ours, *told, command_of(dataset, "--studies attention", found))
 
 
-def complexity(results: dict[str, Row]) -> list[str]:
+def complexity(results: dict[str, Row]) -> Line:
     """The row of Table 4."""
     units = {"parameters": "M", "macs": "G", "flops": "G"}
     theirs = {
         name: {key: TABLE_4[name][f"{key}_{unit.lower()}"] for key, unit in units.items()}
         for name in ("no attention", "GCA")
     }
-    printed = "; ".join(
-        f"{name}: " + ", ".join(f"{key} {row[key]:.2f} {unit}" for key, unit in units.items())
-        for name, row in theirs.items()
-    )
-    command, data = "`python benchmarks/complexity.py`", "9 classes, 3x224x224, batch 1"
+
+    def words(figures: dict[str, float]) -> str:
+        return f"{figures['parameters']:.2f} M, {figures['macs']:.2f} G MACs"
+
+    command = "`python benchmarks/complexity.py`"
     found = next((one for one in results.values() if one.get("summary", {}).get("comparison")), None)
     if found is None:
-        return ["Table 4", printed, "-", command, data, MISSING]
-    ours, agree, total, compared = [], 0, 0, found["summary"]["comparison"]
+        return Line("Table 4", words(theirs["GCA"]), "-", "-", OPEN, command)
+    agree, total, compared, ours = 0, 0, found["summary"]["comparison"], {}
     for name, row in theirs.items():
-        for key, unit in units.items():
+        for key in units:
             near = [c for c in compared if c["contender"] == name and c["count"].startswith(key)]
-            # Counters differ in what is an operation: the printed figure is met if one of them gives it.
+            # Counters differ in what is an operation: the reported figure is met if one of them gives it.
             best = min(near, key=lambda count: abs(count["ours"] - row[key]))
             total, agree = total + 1, agree + (f"{best['ours']:.2f}" == f"{row[key]:.2f}")
-            ours.append(f"{name}: {best['count'].replace('_', ' by ')} {best['ours']:.2f} {unit}")
-    told = VERDICTS[0] if agree == total else f"{VERDICTS[2]}: {agree} of {total} counts have the printed digits"
-    return ["Table 4", printed, "; ".join(ours), command, data, told]
+            if name == "GCA":
+                ours[key] = best["ours"]
+    told = STATUS[0] if agree == total else f"{STATUS[2]}: {agree} of {total} counts"
+    return Line("Table 4", words(theirs["GCA"]), words(ours), "9 classes, 3x224x224", told, command)
 
 
 def page(results_folder: Path = RESULTS) -> str:
     """The whole page."""
     results = load(results_folder)
-    rows = [
-        measured("Table 1", "synapse", "attention", ["gca"], results),
-        measured("Table 2", "acdc", "attention", ["gca"], results),
-        measured("Table 3, 2017", "isic2017", "attention", ["gca"], results),
-        measured("Table 3, 2018", "isic2018", "attention", ["gca"], results),
+    lines = [
+        measured("Table 1 (Synapse)", "synapse", "attention", ["gca"], results),
+        measured("Table 2 (ACDC)", "acdc", "attention", ["gca"], results),
+        measured("Table 3 (ISIC 2017)", "isic2017", "attention", ["gca"], results),
+        measured("Table 3 (ISIC 2018)", "isic2018", "attention", ["gca"], results),
         complexity(results),
         *(
             measured(STUDIES[study].source["synapse"], "synapse", study, list(STUDIES[study].rows), results)
-            for study in ("groups", "reduction", "pool")
+            for study in OF_A_TABLE
         ),
-        *(bars(source, dataset, results) for dataset, source in STUDIES["attention"].source.items()),
-        *([paper, printed, "-", "-", "-", f"not attempted: {why}"] for paper, printed, why in PICTURES),
+        *(
+            bars(f"{source} ({DATASETS[dataset].benchmark.title})", dataset, results)
+            for dataset, source in STUDIES["attention"].source.items()
+        ),
+        *(Line(paper, reported, "-", "-", "not attempted") for paper, reported in PICTURES),
     ]
-    parts = [HEAD + table([HEADS, *rows])]
+    rows = [("paper", "reported", "ours", "protocol", "status"), *(line[:5] for line in lines)]
+    commands = [("", "command"), *((line.paper.partition(":")[0], line.command) for line in lines if line.command)]
+    parts = [HEAD + table(rows), NOTES + table(commands)]
     for name, found in results.items():
         if name.startswith("ablations_"):
-            parts.append(markdown(found, level=2).strip())
+            folder = name.partition("/")[0]
+            parts.append(markdown(found, level=2, folder=f"../benchmarks/results/{folder}/").strip())
         elif name.startswith("attention_"):
             parts.append(groups(name, found))
         elif found.get("summary", {}).get("comparison"):
@@ -215,7 +244,7 @@ def page(results_folder: Path = RESULTS) -> str:
 
 
 def counts(name: str, found: Row) -> str:
-    """Every printed count of Table 4 beside ours."""
+    """Every reported count of Table 4 beside ours."""
     machine, keys = found["machine"], ("contender", "count", "ours", "paper", "agrees")
     rows = [[str(count[key]).replace("_", " by ") for key in keys] for count in found["summary"]["comparison"]]
     latency = [[row["contender"], f"{row['latency_ms']:.2f}"] for row in found["rows"]]
@@ -224,16 +253,52 @@ def counts(name: str, found: Row) -> str:
             f"## Complexity: {name.partition('/')[0]}",
             f"`{machine['command']}`, {machine['date'][:10]}, commit {machine['commit']}. Parameters in millions, "
             "multiply-accumulates (MACs) and FLOPs in billions.",
-            table([["network", "count by counter", "ours", "printed", "agrees"], *rows]),
+            table([["network", "count by counter", "ours", "reported", "agrees"], *rows]),
             f"Latency on {machine['device']}, {machine['threads']} threads; the paper's is of another device:",
             table([["network", "ms"], *latency]),
         ]
     )
 
 
-def groups(name: str, found: Row) -> str:
-    """Whether the groups of a trained network attend to different places, as the paper says they do."""
+SPECIALISE = (
+    "Correlation between the maps of two groups on {slices} slices, beside that of {splits} random splits of the same "
+    "channels: groups that specialise lie below the splits, at a percentile under 5. `untrained` is the same network "
+    "with random weights. The command stands beside [all numbers](../benchmarks/results/{folder}/{file}.csv)."
+)
 
+
+def groups(name: str, found: Row) -> str:
+    """Whether the groups of trained networks attend to different places, as the paper says they do."""
+    folder, _, file = name.partition("/")
+    _, dataset, protocol = folder.split("_", 2)
+    what = SPECIALISE.format(
+        slices=sum(found["scans"].values()), splits=found["random_splits"], folder=folder, file=file
+    )
+    several = _groups_of_several if "networks" in found else _groups_of_one
+    figure = [] if "networks" in found else [f"![Correlation by layer](../benchmarks/results/{folder}/overview.png)"]
+    heading = f"## Do the groups specialise? {DATASETS[dataset].benchmark.title}, {protocol_in_words(protocol)}"
+    return "\n\n".join([heading, what, several(found), *figure])
+
+
+def _groups_of_several(found: Row) -> str:
+    """Mean and standard deviation over networks."""
+
+    def cell(row: Row, key: str) -> str:
+        return spread({name: row[f"{key}_{name}"] for name in ("mean", "std")}, 1)
+
+    n = len(found["networks"])
+    heads = ["layer", "gates", "groups", "random splits", "gap", f"percentile under 5, of {n}"]
+    heads += ["untrained: gap", "percentile under 5"]
+    rows = [
+        [row["layer"], f"{row['height']}x{row['width']}"]
+        + [cell(row, key) for key in ("similarity", "random_mean", "gap")]
+        + [str(row["less_alike"]), cell(row, "untrained_gap"), str(row["untrained_less_alike"])]
+        for row in found["layers"]
+    ]
+    return table([heads, *rows])
+
+
+def _groups_of_one(found: Row) -> str:
     def line(row: Row, prefix: str) -> list[str]:
         numbers = (
             row[f"{prefix}{key}"] for key in ("similarity", "random_mean", "random_5", "random_95", "percentile")
@@ -247,18 +312,7 @@ def groups(name: str, found: Row) -> str:
     ]
     split = "random splits (5 to 95 %)"
     heads = ["layer", "gates", "groups", split, "percentile", "untrained: groups", split, "percentile"]
-    folder = name.partition("/")[0]
-    return "\n\n".join(
-        [
-            f"## Do the groups specialise? {folder.removeprefix('attention_').replace('_', ', ')} protocol",
-            f"Correlation between the maps of two groups on {sum(found['scans'].values())} slices, beside that of "
-            f"{found['random_splits']} random splits of the same channels: groups that specialise lie below the "
-            "splits, at a percentile under 5. `untrained` is the same network with random weights. The command stands "
-            f"beside [all numbers](../benchmarks/results/{folder}/groups.csv).",
-            table([heads, *rows]),
-            f"![Correlation by layer](../benchmarks/results/{folder}/overview.png)",
-        ]
-    )
+    return table([heads, *rows])
 
 
 if __name__ == "__main__":

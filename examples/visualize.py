@@ -2,11 +2,15 @@
 
     visualize.py --checkpoint runs/acdc --data DIR --out attention/
     visualize.py --checkpoint runs/acdc --images scan.nii.gz --layers '*layer4*' --out attention/
+    visualize.py --checkpoint runs/acdc/seed10 runs/acdc/seed11 runs/acdc/seed12 --data DIR --out attention/
+    visualize.py --checkpoint runs/acdc-1group --data DIR --parts 2 --out control/
 
 One picture per layer shows which rows and columns each group lights up: the gate of every position, averaged over the
 channels of the group, over the slice as the network saw it, with the gates of the rows and columns at its margins.
 groups.json, groups.csv and overview.png compare the groups with one another, with random splits of the same channels,
-and with a network that was not trained; medseg/group_similarity.py says how.
+and with a network that was not trained; medseg/group_similarity.py says how. Several networks have folders of their own
+in OUT, and a summary over all of them, summary.json and summary.csv. --parts is the control: it compares parts of the
+channels of layers that have a single group, which no training told apart.
 """
 
 import argparse
@@ -33,7 +37,7 @@ from medseg.benchmark import Settings
 from medseg.errors import DataError, RunError
 from medseg.files import read_json
 from medseg.geometry import as_rgb, fit_square
-from medseg.group_similarity import Similarity, group_similarity, untrained, verdict
+from medseg.group_similarity import Similarity, group_similarity, over_networks, untrained, verdict
 from medseg.isic import RELEASED, isic
 from medseg.options import int_from_0, positive_int
 from medseg.prediction import Network, load_network, read_picture
@@ -60,8 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     try:
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        network = load_network(options.checkpoint, device)
-        run(network, options, device)
+        outs = folders(options.checkpoint, options.out)
+        if len(outs) > 1:
+            check_free([options.out / name for name in ("summary.json", "summary.csv")], options.overwrite)
+        found = {
+            checkpoint: run(load_network(checkpoint, device), checkpoint, out, options, device)
+            for checkpoint, out in outs.items()
+        }
+        if len(found) > 1:
+            summarize(list(found.values()), options)
     except (DataError, RunError) as error:
         sys.exit(f"error: {error}")
     except torch.cuda.OutOfMemoryError as error:
@@ -72,14 +83,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("interrupted; what is finished is kept")
 
 
-def run(network: Network, options: argparse.Namespace, device: str) -> None:
-    """Draw the layers, compare their groups, and print what came out."""
-    layers = layers_of(network, options.layers)
-    pictures = {name: options.out / f"{name or 'layer'}.png" for name in layers}
-    present = [path for path in (*pictures.values(), *(options.out / name for name in NUMBERS)) if path.exists()]
-    if present and not options.overwrite:
+def folders(checkpoints: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where the pictures and numbers of each network go: several into folders named as theirs."""
+    if len(checkpoints) == 1:
+        return {checkpoints[0]: out}
+    names = [checkpoint.resolve().name for checkpoint in checkpoints]
+    if len(set(names)) < len(names):
+        raise RunError(f"--checkpoint got folders of the same name: {', '.join(names)}; give runs of different names")
+    return {checkpoint: out / name for checkpoint, name in zip(checkpoints, names, strict=True)}
+
+
+def check_free(paths: Sequence[Path], overwrite: bool) -> None:
+    """Nothing is replaced unasked."""
+    if not overwrite and (present := [path for path in paths if path.exists()]):
         raise RunError(f"{present[0]} exists; pass --overwrite to replace it, or another --out")
-    scans = read_cases(network, options) if options.data else read_files(network, options.images)
+
+
+def run(network: Network, checkpoint: Path, out: Path, options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Draw the layers, compare their groups, print what came out, and return it."""
+    layers = layers_of(network, options.layers)
+    pictures = {name: out / f"{name or 'layer'}.png" for name in layers}
+    check_free([*pictures.values(), *(out / name for name in NUMBERS)], options.overwrite)
+    scans = read_cases(network, checkpoint, options) if options.data else read_files(network, options.images)
     shown = [(f"{scan.name}, slice {scan.shown}", scan.slices[scan.shown]) for scan in spread(scans, ROWS)]
     maps = gca.attention_maps(network.model, torch.stack([image for _, image in shown]).to(device))
     for name, picture in tqdm(pictures.items(), desc="Drawing", unit="layer", disable=None):
@@ -90,31 +115,50 @@ def run(network: Network, options: argparse.Namespace, device: str) -> None:
 
     slices = torch.cat([scan.slices for scan in scans])
     batches = [batch.to(device) for batch in torch.split(slices, options.batch_size)]
-    chosen = {"splits": options.splits, "seed": options.seed}
+    chosen = {"splits": options.splits, "seed": options.seed, "parts": options.parts}
     trained = group_similarity(network.model, layers, batches, **chosen)
     if not trained:
         print(
-            f"{len(pictures)} pictures in {options.out}. Every layer has a single group: there is nothing to compare."
+            f"{len(pictures)} pictures in {out}. Every layer has a single group: there is nothing to compare; --parts "
+            "compares parts of it."
         )
-        return
+        return {"network": checkpoint.resolve().name, "layers": []}
     before = group_similarity(untrained(network.model, batches, options.seed), layers, batches, **chosen)
     rows = [row_of(name, trained[name], before[name]) for name in trained]
     content = {
-        "network": options.checkpoint.resolve().name,
+        "network": checkpoint.resolve().name,
         "scans": {scan.name: len(scan.slices) for scan in scans},
         "random_splits": options.splits,
         "seed": options.seed,
+        "parts_of_single_groups": options.parts,
         "layers": rows,
     }
-    write_json(options.out / "groups.json", content)
-    write_text(options.out / "groups.csv", pd.DataFrame(rows).to_csv(index=False))
-    with whole(options.out / "overview.png") as part:
+    write_json(out / "groups.json", content)
+    write_text(out / "groups.csv", pd.DataFrame(rows).to_csv(index=False))
+    with whole(out / "overview.png") as part:
         draw_overview(trained, before, part)
     print(as_table(rows))
     what = "test case" if options.data else "file"
     print(f"{_count(len(slices), 'slice')} of {_count(len(scans), what)}; {options.splits} random splits.")
     print(verdict(trained, before))
-    print(f"Pictures and numbers in {options.out}")
+    print(f"Pictures and numbers in {out}")
+    return content
+
+
+def summarize(found: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write what came out over several networks, and print it."""
+    rows = over_networks([one["layers"] for one in found])
+    if not rows:
+        return
+    shared = {key: value for key, value in found[0].items() if key not in ("network", "layers")}
+    networks = [one["network"] for one in found]
+    write_json(options.out / "summary.json", {"networks": networks, **shared, "layers": rows})
+    write_text(options.out / "summary.csv", pd.DataFrame(rows).to_csv(index=False))
+    less, before = (sum(row[f"{prefix}less_alike"] for row in rows) for prefix in ("", "untrained_"))
+    print(
+        f"Over {len(found)} networks: in {less} of {len(rows) * len(found)} layers the groups are less alike than 95 % "
+        f"of the random splits; with random weights in {before}. By layer: {options.out / 'summary.csv'}"
+    )
 
 
 def layers_of(network: Network, patterns: Sequence[str] | None) -> list[str]:
@@ -136,10 +180,10 @@ def layers_of(network: Network, patterns: Sequence[str] | None) -> list[str]:
     return [name for name in names if patterns is None or any(fnmatch(name, pattern) for pattern in patterns)]
 
 
-def read_cases(network: Network, options: argparse.Namespace) -> list[Scan]:
+def read_cases(network: Network, checkpoint: Path, options: argparse.Namespace) -> list[Scan]:
     """Test cases of the data set that the network was trained on, spread evenly over all of them."""
-    folder = options.checkpoint if (options.checkpoint / "model").is_dir() else options.checkpoint.parent
-    model = folder / "model" if options.checkpoint == folder else options.checkpoint
+    folder = checkpoint if (checkpoint / "model").is_dir() else checkpoint.parent
+    model = folder / "model" if checkpoint == folder else checkpoint
     name = read_json(model / "preprocessing.json").get("benchmark")
     if name not in BENCHMARKS:
         raise DataError(f"{model / 'preprocessing.json'} names the benchmark {name!r}; wanted {', '.join(BENCHMARKS)}")
@@ -215,7 +259,14 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run of train_*.py, or model/ in it")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="folders of runs of train_*.py, or model/ in them",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="folder of the data the network was trained on: its test cases")
     source.add_argument("--images", type=Path, nargs="+", help="files as predict.py takes them")
@@ -229,6 +280,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace pictures and numbers that exist")
     parser.add_argument(
         "--splits", type=positive_int, default=100, help="random splits to compare with (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--parts",
+        type=positive_int,
+        default=1,
+        help="compare so many equal parts of layers that have a single group (default: leave them out)",
     )
     parser.add_argument(
         "--seed", type=int_from_0, default=0, help="of splits and untrained weights (default: %(default)s)"

@@ -19,6 +19,7 @@ class Settings:
     groups: int | None = None  # None: the default of the layer, which for GCA is the paper's value
     reduction: int | None = None
     pool: str | None = None
+    identity_init: bool = False  # True: attention starts as the identity instead of as in the paper
     encoder: str = "tu-resnet50"
     size: int = 224
     batch_size: int = 8

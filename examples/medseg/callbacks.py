@@ -1,10 +1,13 @@
 """What the training tells Lightning to do beside the steps."""
 
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 
 
@@ -42,6 +45,30 @@ class History(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+
+
+class StepTime(L.Callback):
+    """Seconds per training step: the median over the epochs of this process, loading included, validation not."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.epochs: list[float] = []
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch:  # validation follows before the epoch ends
+            if module.device.type == "cuda":
+                torch.cuda.synchronize(module.device)
+            self.epochs.append((time.perf_counter() - self.started) / (batch_idx + 1))
+
+    @property
+    def seconds(self) -> float | None:
+        """``None`` where no epoch was trained."""
+        return statistics.median(self.epochs) if self.epochs else None
 
 
 class ProgressBar(TQDMProgressBar):

@@ -10,7 +10,7 @@ group computes its gates from its own channels alone, and a difference that this
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import gca
 from gca.maps import AxisGates
+from medseg.errors import RunError
+from medseg.summary import spread_of
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,15 @@ class Similarity:
 
 
 def group_similarity(
-    model: nn.Module, layers: Collection[str], batches: Sequence[Tensor], *, splits: int = 100, seed: int = 0
+    model: nn.Module,
+    layers: Collection[str],
+    batches: Sequence[Tensor],
+    *,
+    splits: int = 100,
+    seed: int = 0,
+    parts: int = 1,
 ) -> dict[str, Similarity]:
-    """How alike the groups of some layers are on some images; layers of a single group are left out.
+    """How alike the groups of some layers are on some images.
 
     Args:
         model: In evaluation mode.
@@ -93,16 +101,25 @@ def group_similarity(
         batches: Images ``(B, 3, S, S)``, all of one size.
         splits: How many random splits of the channels to compare with.
         seed: Of these splits, which are the same for all images, and for all layers with as many channels.
+        parts: In how many equal parts the channels of a layer with a single group are compared, as if they were groups:
+            a control. With 1 such layers are left out.
 
     Returns:
         Name of the layer -> similarity, in the order of the network.
+
+    Raises:
+        RunError: If ``parts`` does not divide the channels of a layer.
     """
     latest: dict[str, AxisGates] = {}
     alike: dict[str, list[Tensor]] = {}
     contrast: dict[str, list[Tensor]] = {}
     for batch in batches:
         for name, gates in gca.attention_maps(model, batch).items():
-            if name in layers and isinstance(gates, AxisGates) and gates.groups > 1:
+            if name in layers and isinstance(gates, AxisGates) and max(gates.groups, parts) > 1:
+                channels = gates.gate_h.shape[1]
+                if gates.groups == 1 and channels % parts:
+                    raise RunError(f"--parts {parts} does not divide the {channels} channels of {name}")
+                gates = replace(gates, groups=parts) if gates.groups == 1 else gates
                 latest[name] = gates
                 alike.setdefault(name, []).append(_alike_in_splits(gates, splits, seed))
                 contrast.setdefault(name, []).append(gates.maps().double().flatten(2).std(2, correction=0).mean(1))
@@ -149,6 +166,28 @@ def untrained(model: Any, batches: Sequence[Tensor], seed: int = 0) -> nn.Module
         for batch in batches:
             twin(batch if len(batch) > 1 else batch.repeat(2, 1, 1, 1))  # a single value has no variance
     return twin.eval()
+
+
+def over_networks(found: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of several networks -> by layer mean and standard deviation over them, and in how many the groups differ.
+
+    Raises:
+        RunError: If the networks do not have the same layers.
+    """
+    same = ("layer", "groups", "channels", "height", "width")
+    layers_of = [[{key: row[key] for key in same} for row in rows] for rows in found]
+    if any(other != layers_of[0] for other in layers_of):
+        raise RunError("the networks do not have the same layers; give runs of one architecture")
+    summary = []
+    for layers in zip(*found, strict=True):
+        row: dict[str, Any] = {key: layers[0][key] for key in same}
+        for key in ("similarity", "random_mean", "gap", "untrained_similarity", "untrained_gap"):
+            row |= {f"{key}_{name}": value for name, value in spread_of([layer[key] for layer in layers]).items()}
+        for prefix in ("", "untrained_"):
+            percentiles = [layer[f"{prefix}percentile"] for layer in layers]
+            row[f"{prefix}less_alike"] = sum(value is not None and value < 5 for value in percentiles)
+        summary.append(row)
+    return summary
 
 
 def verdict(trained: Mapping[str, Similarity], before: Mapping[str, Similarity]) -> str:

@@ -15,8 +15,10 @@ from medseg.whole import write_json
 
 def build_model(benchmark: Benchmark, settings: Settings) -> nn.Module:
     """The network that the settings describe, from random initialisation."""
-    wanted = {"groups": settings.groups, "reduction": settings.reduction, "pool": settings.pool}
+    wanted: dict[str, Any] = {"groups": settings.groups, "reduction": settings.reduction, "pool": settings.pool}
     options = {name: value for name, value in wanted.items() if value is not None}
+    if settings.identity_init:
+        options["identity_init"] = True
     attention = None if settings.attention == "none" else settings.attention
     classes = 1 + len(benchmark.classes)
     model: nn.Module

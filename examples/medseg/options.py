@@ -88,6 +88,11 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     network.add_argument("--groups", type=positive_int, help="channel groups of GCA (default: 2)")
     network.add_argument("--reduction", type=positive_int, help="reduction ratio (default: of the layer; GCA: 2)")
     network.add_argument("--pool", choices=("avg", "max", "avg+max"), help="pooling of GCA (default: avg+max)")
+    network.add_argument(
+        "--identity-init",
+        action=argparse.BooleanOptionalAction,
+        help="attention starts as the identity, and the network as the one without" + default("identity_init"),
+    )
     network.add_argument("--encoder", help="encoder of segmentation-models-pytorch" + default("encoder"))
 
     training = parser.add_argument_group("training")
@@ -125,6 +130,12 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
         action=argparse.BooleanOptionalAction,
         default=False,
         help="torch.compile the network (default: no)",
+    )
+    execution.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        help="memory format of network and images; results differ in rounding only (default: yes with bf16-mixed and "
+        "16-mixed, where it is faster)",
     )
     execution.add_argument(
         "--deterministic",

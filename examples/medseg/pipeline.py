@@ -23,6 +23,7 @@ from medseg.errors import DataError, RunError
 from medseg.evaluation import evaluate, predict_volume
 from medseg.network import build_model, save_model
 from medseg.pictures import draw_bars, draw_curves, draw_overlay
+from medseg.precision import check_precision
 from medseg.preview import draw_augmentation
 from medseg.report import DEFINITIONS, SCHEMA, table
 from medseg.runs import Run, clear_out, prepare_out
@@ -47,6 +48,7 @@ def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
     if not first:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # lives as long as the process
     settings, out = run.settings, run.out
+    check_precision(settings.precision, run.execution.accelerator)
     has_checkpoint = prepare_out(run) if first else run.resume and run.last_checkpoint.is_file()
     print("Settings:", ", ".join(f"{name}={value}" for name, value in asdict(settings).items()))
     L.seed_everything(settings.seed, workers=True, verbose=False)
@@ -77,7 +79,7 @@ def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
         "data": description,
         "settings": asdict(settings),
         "execution": asdict(run.execution),
-        "training": asdict(training),
+        "training": {name: value for name, value in asdict(training).items() if name != "seconds_per_step"},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "attention_layers": {key: f"{type(x).__name__}({x.extra_repr()})" for key, x in gca.injected(model).items()},
         "definitions": DEFINITIONS,
@@ -91,7 +93,11 @@ def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
         tables.append(table(benchmark, results[part]["summary"], f"{description['name']}, {heading}"))
     draw_bars(benchmark, results["test"]["summary"], out / "bars.png", title)
     seconds = time.perf_counter() - started
-    results["duration_seconds"] = {"training": round(training_seconds, 1), "total": round(seconds, 1)}
+    results["duration_seconds"] = {
+        "training": round(training_seconds, 1),  # of this process, as all of them: less if the run was resumed
+        "total": round(seconds, 1),
+        "step": training.seconds_per_step,
+    }
     write_text(out / "table.txt", "\n".join(tables) + "\n")
     write_json(out / "results.json", results)  # the last file: it says that the run is finished
     print("\n".join(tables))

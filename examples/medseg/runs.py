@@ -26,6 +26,7 @@ class Execution:
     strategy: str = "auto"
     workers: int | None = None
     compile: bool = False
+    channels_last: bool | None = None  # None: with reduced precision, where it is faster
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import pandas as pd
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+import gca
 import train_acdc
 import train_isic
+from medseg.prediction import load_network
 from tests.e2e.commands import EXAMPLES, QUICK, call, repeatable, results, succeed, write_acdc, write_isic
 
 
@@ -78,11 +81,36 @@ def test_a_baseline_on_photographs(isic: Path, tmp_path: Path) -> None:
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
 
 
-def test_mixed_precision(acdc: Path, tmp_path: Path) -> None:
+def test_mixed_precision(acdc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: False)  # on a network as small as this one
     call(train_acdc.main, "--data", acdc, "--out", tmp_path, *QUICK, "--epochs", "1", "--precision", "bf16-mixed")
     found = results(tmp_path)
     assert found["settings"]["precision"] == "bf16-mixed"
     assert np.isfinite(found["training"]["best_val_loss"])
+
+
+def test_emulated_precision_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: True)
+    options = ("--precision", "bf16-mixed", "--accelerator", "cpu")
+    with pytest.raises(SystemExit, match=r"error: --precision bf16-mixed on this processor .* in float32; train with"):
+        call(train_acdc.main, "--data", tmp_path / "nowhere", "--out", tmp_path / "out", *QUICK, *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_identity_start_and_channels_last(acdc: Path, tmp_path: Path) -> None:
+    """Both train and leave a network that loads; the memory format changes the losses by rounding alone."""
+    options = ("--data", acdc, *QUICK, "--identity-init")
+    call(train_acdc.main, *options, "--out", tmp_path / "NCHW")
+    call(train_acdc.main, *options, "--out", tmp_path / "NHWC", "--channels-last")
+    losses = [pd.read_csv(tmp_path / name / "metrics.csv")[["loss", "val_loss"]] for name in ("NCHW", "NHWC")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    found = results(tmp_path / "NHWC")
+    assert found["execution"]["channels_last"]
+    assert found["settings"]["identity_init"]
+    assert found["duration_seconds"]["step"] > 0
+    assert len(found["attention_layers"]) == 4
+    model = load_network(tmp_path / "NHWC", "cpu").model
+    assert all("identity_init=True" in str(layer) for layer in gca.injected(model).values())
 
 
 def test_the_speed_of_loading_alone(isic: Path, tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ LAYERS = [f"encoder.model.layer{stage}.0.se" for stage in (1, 2, 3, 4)]
 NUMBERS = ["groups.csv", "groups.json", "overview.png"]
 
 
-def save_network(folder: Path, benchmark: Benchmark = ACDC, **changes: Any) -> Path:
-    torch.manual_seed(1)
-    settings = replace(benchmark.settings, encoder="tu-resnet10t", size=64, **changes)
+def save_network(folder: Path, benchmark: Benchmark = ACDC, start: int = 1, **changes: Any) -> Path:
+    torch.manual_seed(start)
+    settings = replace(benchmark.settings, **{"encoder": "tu-resnet10t", "size": 64, **changes})
     save_model(benchmark, randomize(build_model(benchmark, settings)), settings, folder / "model")
     return folder
 
@@ -48,8 +48,10 @@ def hearts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def visualized(checkpoint: Path, out: Path, *options: object) -> str:
+    others = [option for option in options if isinstance(option, Path) and (option / "model").is_dir()]
+    options = tuple(option for option in options if option not in others)
     return commands.call(
-        visualize.main, "--checkpoint", checkpoint, "--out", out, "--device", "cpu", "--splits", 19, *options
+        visualize.main, "--checkpoint", checkpoint, *others, "--out", out, "--device", "cpu", "--splits", 19, *options
     )
 
 
@@ -120,6 +122,47 @@ class TestCommand:
         assert files_of(tmp_path / "out") == [f"{name}.png" for name in LAYERS]
         assert "single group: there is nothing to compare" in printed
 
+    def test_several_networks(self, network: Path, hearts: Path, tmp_path: Path) -> None:
+        """Each as alone in a folder of its own, and a summary over both."""
+        other = save_network(tmp_path / "another", start=2)
+        out = tmp_path / "out"
+        options = ("--data", hearts, "--layers", *LAYERS[2:])
+        printed = visualized(network, out, other, *options)
+        assert files_of(out) == ["another", network.name, "summary.csv", "summary.json"]
+        alone = tmp_path / "alone"
+        visualized(network, alone, *options)
+        assert (out / network.name / "groups.json").read_text() == (alone / "groups.json").read_text()
+        rows = [json.loads((out / name / "groups.json").read_text())["layers"] for name in (network.name, "another")]
+        assert rows[0][0]["similarity"] != rows[1][0]["similarity"]
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["networks"] == [network.name, "another"]
+        assert [row["layer"] for row in summary["layers"]] == LAYERS[2:]
+        for row, *layers in zip(summary["layers"], *rows, strict=True):
+            values = [layer["gap"] for layer in layers]
+            assert row["gap_mean"] == pytest.approx(np.mean(values))
+            assert row["gap_std"] == pytest.approx(np.std(values, ddof=1))
+            assert row["less_alike"] == sum(layer["percentile"] < 5 for layer in layers)
+        assert "Over 2 networks: in " in printed
+        with pytest.raises(SystemExit, match=r"^error: .*summary\.json exists; pass --overwrite"):
+            visualized(network, out, other, *options)
+
+    def test_parts_of_a_single_group_as_the_control(self, hearts: Path, tmp_path: Path) -> None:
+        """Halves of the channels are compared as the two groups of a network with the same gates would be."""
+        network = save_network(tmp_path / "run", groups=1)
+        visualized(network, tmp_path / "out", "--data", hearts, "--layers", LAYERS[1], "--parts", 2)
+        (row,) = json.loads((tmp_path / "out" / "groups.json").read_text())["layers"]
+        assert (row["groups"], row["channels"]) == (2, 128)
+        model = visualize.load_network(network, "cpu").model
+        with np.load(hearts / "test" / "case_005_volume_ED.npz") as arrays:
+            slices = visualize.fitted(arrays["img"][:, None], 64)
+        gates = gca.attention_maps(model, slices)[LAYERS[1]]
+        assert isinstance(gates, AxisGates)
+        assert gates.groups == 1
+        halves = correlation_of_groups(replace(gates, groups=2).maps())
+        assert row["similarity"] == pytest.approx(float(halves.mean()), abs=1e-5)
+        with pytest.raises(SystemExit, match=r"^error: --parts 3 does not divide the 64 channels of encoder"):
+            visualized(network, tmp_path / "thirds", "--data", hearts, "--parts", 3)
+
     def test_test_cases_are_those_of_the_run(self, tmp_path: Path) -> None:
         """Where the data names no split, the seed in the settings of the run decides what was held out."""
         photographs, run = commands.write_isic(tmp_path / "data"), tmp_path / "run"
@@ -147,6 +190,18 @@ class TestCommand:
 
 
 class TestErrors:
+    def test_networks_that_have_no_summary(self, network: Path, hearts: Path, tmp_path: Path) -> None:
+        same = save_network(tmp_path / "more" / network.name)
+        with pytest.raises(
+            SystemExit, match=r"^error: --checkpoint got folders of the same name: .*; give runs of diff"
+        ):
+            visualized(network, tmp_path / "out", same, "--data", hearts)
+        bottlenecks = save_network(tmp_path / "run", encoder="tu-resnet14t")
+        with pytest.raises(
+            SystemExit, match=r"^error: the networks do not have the same layers; give runs of one arch"
+        ):
+            visualized(network, tmp_path / "out", bottlenecks, "--data", hearts, "--layers", "*layer4*")
+
     @pytest.mark.parametrize(
         ("attention", "message"),
         [

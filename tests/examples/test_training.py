@@ -17,6 +17,7 @@ from medseg.benchmark import Settings
 from medseg.cases import Case, Volume
 from medseg.errors import RunError
 from medseg.losses import cross_entropy, dice_loss, dice_sums
+from medseg.precision import check_precision
 from medseg.runs import Execution
 from medseg.slices import Draw, SliceDataset, Slices
 from medseg.training import SegmentationTask, Training, train
@@ -43,9 +44,9 @@ def dataset(cases: int, seed: int, augmentation: Augmentation | None = None) -> 
 class Network(nn.Sequential):
     """With dropout, whose random numbers a resumed training has to repeat."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         torch.manual_seed(1)
-        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 2, 1))
+        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(8, 2, 1))
 
 
 Train = Callable[..., tuple[SegmentationTask, Training]]
@@ -60,12 +61,14 @@ def run(tmp_path: Path) -> Train:
         resume: bool = False,
         validation: int = 2,
         workers: int = 0,
+        execution: Execution = CPU,
+        dropout: float = 0.3,
     ) -> tuple[SegmentationTask, Training]:
         training = dataset(5, 0, Augmentation(32, colour=False))
         slices = Slices(training, dataset(validation, 1), batch_size=settings.batch_size, seed=3, workers=workers)
-        task = SegmentationTask(Network(), settings, slices.steps_per_epoch)
+        task = SegmentationTask(Network(dropout), settings, slices.steps_per_epoch)
         (tmp_path / out).mkdir(exist_ok=True)
-        return task, train(task, slices, settings, CPU, out=tmp_path / out, resume=resume)
+        return task, train(task, slices, settings, execution, out=tmp_path / out, resume=resume)
 
     return run
 
@@ -147,6 +150,60 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_training(
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_channels_last_changes_nothing_but_rounding(
+    run: Train, tmp_path: Path, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one go, and where a training goes on in the other memory format, whose order the checkpoint does not have."""
+    expected, _ = run(out="NCHW", dropout=0)  # which draws in the order of memory
+    if resumed:
+        with monkeypatch.context() as patch:
+            stop_after(3, patch)
+            with pytest.raises(PowerCutError):
+                run(out="NHWC", dropout=0)
+    seen = []
+    step = SegmentationTask.training_step
+
+    def training_step(task: SegmentationTask, *batch: object) -> torch.Tensor:
+        seen.append(task.model[0].weight.is_contiguous(memory_format=torch.channels_last))  # type: ignore[index, union-attr]
+        return step(task, *batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SegmentationTask, "training_step", training_step)
+    task, _ = run(out="NHWC", resume=resumed, dropout=0, execution=replace(CPU, channels_last=True))
+    assert all(seen)
+    losses = [pd.read_csv(tmp_path / out / "metrics.csv")["loss"] for out in ("NCHW", "NHWC")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    for one, other in zip(expected.parameters(), task.parameters(), strict=True):
+        assert other.is_contiguous()
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_seconds_per_step(run: Train) -> None:
+    _, training = run()
+    assert training.seconds_per_step is not None
+    assert 0 < training.seconds_per_step < 60
+    _, again = run(resume=True)  # nothing is left to train
+    assert again.seconds_per_step is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_precision_that_a_processor_emulates_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: True)
+    with pytest.raises(
+        RunError, match=rf"--precision {precision} on this processor .*; train with --precision 32-true"
+    ):
+        check_precision(precision, "cpu")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(RunError, match="bfloat16 without AVX-512"):
+        check_precision(precision, "auto")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    check_precision(precision, "auto")
+    check_precision(precision, "gpu")
+    check_precision("32-true", "cpu")
+    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: False)
+    check_precision(precision, "cpu")
+
+
 def test_another_seed_gives_other_weights(run: Train) -> None:
     one, _ = run(out="one")
     other, _ = run(replace(SETTINGS, seed=SETTINGS.seed + 1), out="other")  # of dropout; the slices keep theirs
@@ -178,7 +235,7 @@ def test_checkpoints_hold_nothing_that_is_pickled(run: Train, tmp_path: Path) ->
 )
 def test_impossible_executions_are_refused(tmp_path: Path, execution: Execution, message: str) -> None:
     slices = Slices(dataset(2, 0), dataset(1, 1), batch_size=4, seed=3, workers=0)
-    task = SegmentationTask(Network(), SETTINGS, slices.steps_per_epoch)
+    task = SegmentationTask(Network(0.3), SETTINGS, slices.steps_per_epoch)
     with pytest.raises(RunError, match=rf"Lightning cannot train with .*{message}"):
         train(task, slices, SETTINGS, execution, out=tmp_path, resume=False)
 
@@ -186,6 +243,6 @@ def test_impossible_executions_are_refused(tmp_path: Path, execution: Execution,
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(tmp_path: Path) -> None:
     slices = Slices(dataset(2, 0), dataset(1, 1), batch_size=4, seed=3, workers=0)
-    task = SegmentationTask(Network(), SETTINGS, slices.steps_per_epoch)
+    task = SegmentationTask(Network(0.3), SETTINGS, slices.steps_per_epoch)
     with pytest.raises(RunError, match="No supported gpu backend found"):
         train(task, slices, SETTINGS, Execution(accelerator="gpu"), out=tmp_path, resume=False)
