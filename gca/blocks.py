@@ -157,7 +157,11 @@ def _identify(name: str, module: nn.Module) -> Block | None:
     if known in REFUSED:
         return Block(name, module, None, REFUSED[known])
     family = FAMILIES.get(exact) or FAMILIES.get(known)
-    if family is None or (family.requires and not getattr(module, family.requires)):
+    if family is None:
+        parent = next((name for name in map(qualified, type(module).__mro__) if name in FAMILIES), None)
+        reason = f"it has another forward than its parent {parent}; register it with gca.register_block"
+        return Block(name, module, None, reason) if parent else None
+    if family.requires and not getattr(module, family.requires):
         return None
     if exact not in FAMILIES and family.slotted:
         reason = (

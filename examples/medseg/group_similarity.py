@@ -10,7 +10,7 @@ group computes its gates from its own channels alone, and a difference that this
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def group_similarity(
                 channels = gates.gate_h.shape[1]
                 if gates.groups == 1 and channels % parts:
                     raise RunError(f"--parts {parts} does not divide the {channels} channels of {name}")
-                gates = replace(gates, groups=parts) if gates.groups == 1 else gates
+                gates = gates._replace(groups=parts) if gates.groups == 1 else gates
                 latest[name] = gates
                 alike.setdefault(name, []).append(_alike_in_splits(gates, splits, seed))
                 contrast.setdefault(name, []).append(gates.maps().double().flatten(2).std(2, correction=0).mean(1))

@@ -66,10 +66,11 @@ class GatedLayer(nn.Module):
     def get_extra_state(self) -> Tensor:
         """The unseen options, as the bytes of a JSON object.
 
-        A tensor, so that every format that holds a ``state_dict`` holds it; a key, so that no loader loses it.
+        A tensor, so that every format that holds a ``state_dict`` holds it; a key, so that no loader loses it; and of
+        one size, since smp drops tensors of another size.
         """
-        noted = {name: self.options()[name] for name in self.unseen}
-        return torch.tensor(list(json.dumps(noted).encode()), dtype=torch.uint8, device="cpu")
+        noted = json.dumps({name: self.options()[name] for name in self.unseen}).encode()
+        return torch.tensor(list(noted.ljust(64)), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing to set: options that differ were refused by ``_load_from_state_dict``."""

@@ -147,6 +147,16 @@ def test_a_network_compiled_in_place_is_refused(network: nn.Module) -> None:
         gca.inject(network)
 
 
+def test_a_block_whose_class_was_changed_is_never_left_out_in_silence(network: nn.Module) -> None:
+    block = first(network)
+    block.__class__ = type("Patched", (type(block),), {"forward": lambda self, x: x})
+    with pytest.raises(
+        ValueError, match=r"1 of \d+ blocks cannot be given attention, .*Patched: it has another forward"
+    ):
+        gca.inject(network)
+    assert gca.injected(network) == {}
+
+
 class Stateless(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -137,6 +137,12 @@ def test_weights_of_other_options_that_no_shape_tells_are_refused(layer: Layer, 
         nn.Sequential(nn.Identity(), layer(16, identity_init=True)).load_state_dict(lossy, strict=strict)
 
 
+def test_the_note_of_options_has_one_size(layer: Layer) -> None:
+    """smp drops tensors of another size with strict=False, and the check with them."""
+    sizes = {layer(16, identity_init=start).state_dict()["_extra_state"].shape for start in (True, False)}
+    assert sizes == {(64,)}
+
+
 def test_weights_without_a_note_of_their_options_are_refused_unless_told_otherwise(layer: Layer) -> None:
     weights = {name: x for name, x in layer(16).state_dict().items() if not name.endswith("_extra_state")}
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "_extra_state"'):
