@@ -78,7 +78,7 @@ def test_shared_and_own_convolutions_agree_where_every_group_owns_the_same(sizes
     randomize(shared)
     own.load_state_dict(
         {
-            name: tensor.repeat(groups, *[1] * (tensor.ndim - 1)) if tensor.ndim else tensor
+            name: tensor.repeat(groups, *[1] * (tensor.ndim - 1)) if tensor.is_floating_point() else tensor
             for name, tensor in shared.state_dict().items()
         }
     )

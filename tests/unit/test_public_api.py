@@ -88,16 +88,6 @@ def describe_name(name: str, value: object) -> list[str]:
     return [f"{name} = {value!r}"]
 
 
-def names_of_maps() -> list[str]:
-    """What ``gca.maps`` defines itself; it has no ``__all__``."""
-    defined = vars(gca.maps).items()
-    return [key for key, value in defined if not key.startswith("_") and value_module(value) == "gca.maps"]
-
-
-def value_module(value: object) -> str | None:
-    return getattr(value, "__module__", None) if isinstance(value, type) or inspect.isfunction(value) else None
-
-
 def keys(state: Mapping[str, torch.Tensor]) -> list[str]:
     return [f"    {key} {tuple(value.shape)}" for key, value in state.items()]
 
@@ -120,7 +110,7 @@ def describe_network() -> list[str]:
 def describe() -> str:
     """The whole snapshot."""
     parts = [["# Written by: python tests/unit/test_public_api.py"]]
-    for module, names in ((gca, gca.__all__), (gca.ops, gca.ops.__all__), (gca.maps, names_of_maps())):
+    for module, names in ((gca, gca.__all__), (gca.ops, gca.ops.__all__), (gca.maps, gca.maps.__all__)):
         parts += [describe_name(f"{module.__name__}.{name}", getattr(module, name)) for name in sorted(names)]
     parts.append([f"layer of gca.inject: {', '.join(LAYERS)}", f"on_existing of gca.inject: {', '.join(POLICIES)}"])
     parts += [[f"state_dict of {call}", *keys(build().state_dict())] for call, build in EXAMPLES.items()]
