@@ -151,9 +151,11 @@ class _Recorder:
             return self.layer.gate(logits).to(self.dtype)
 
         if isinstance(self.layer, GroupedCoordinateAttention):
-            (logits,), (b, _, h, w) = self.logits, self.shape
+            (logits,), (b, c, h, w) = self.logits, self.shape
             # One image is all of them, or the only one, whose gates are the same either way.
-            gates = self.layer._merge_groups(gate(logits), b, h + w, in_one_image=len(logits) == 1)
+            a = gate(logits)
+            in_one_image = len(logits) == 1
+            gates = a.permute(0, 2, 3, 1).reshape(b, h + w, c).transpose(1, 2) if in_one_image else a.reshape(b, c, h + w)
             gate_h, gate_w = torch.split(gates, [h, w], dim=2)
             return AxisGates(gate_h, gate_w, self.layer.groups)
         if isinstance(self.layer, CoordinateAttention):

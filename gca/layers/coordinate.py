@@ -1,12 +1,15 @@
 """Coordinate attention."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.ops import gate_lines, pool_lines
+from gca.layers._precision import without_overflow
+from gca.ops.autograd import attend, gate, pool
+from gca.ops.plain import combine
 
 
 class CoordinateAttention(GatedLayer):
@@ -74,10 +77,27 @@ class CoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        f, x = pool_lines(x, "avg")  # (B, C, H+W)
-        f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f.unsqueeze(3)))), [h, w], dim=2)
-        gates = self.gate(torch.cat((self.conv_h(f_h), self.conv_w(f_w)), dim=2))
-        return gate_lines(x, gates.squeeze(3))
+        if torch.jit.is_scripting():  # which hands no functions on
+            return gate(x, self._gates(*pool(x, "avg"), h, w))
+        else:
+            return attend(x, "avg", partial(self._gates, h=h, w=w))
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The gates by which :meth:`forward` multiplies ``x``: of rows, ``(B, C, H)``, and of columns, ``(B, C, W)``."""
+        h, w = x.shape[2:]
+        gates = self._gates(*pool(x, "avg"), h, w).to(x.dtype)
+        gate_h, gate_w = torch.split(gates, [h, w], dim=2)
+        return gate_h, gate_w
+
+    def _gates(self, means: Tensor | None, maxima: Tensor | None, h: int, w: int) -> Tensor:
+        f = combine(means, maxima).unsqueeze(3)  # (B, C, H+W, 1)
+        if torch.jit.is_scripting():
+            f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f))), [h, w], dim=2)
+            a_h, a_w = self.conv_h(f_h), self.conv_w(f_w)
+        else:
+            f_h, f_w = torch.split(without_overflow(f, self.conv1, self.bn1, self.act), [h, w], dim=2)
+            a_h, a_w = without_overflow(f_h, self.conv_h), without_overflow(f_w, self.conv_w)
+        return self.gate(torch.cat((a_h, a_w), dim=2)).squeeze(3)  # (B, C, H+W)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, reduction={self.reduction}, identity_init={self.identity_init}"
