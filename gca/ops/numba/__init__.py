@@ -82,4 +82,4 @@ def _run(kernel: _Kernel, x: Tensor, large: list[Tensor], small: list[Tensor | N
     dense = [None if t is None else dense_features(t, x) for t in small]
     absent = next(t for t in dense if t is not None)  # has an address, and is not looked at
     arrays += [absent if t is None else t for t in dense]
-    run(loops, count, x.numel(), [h, outer, inner, parts, channels_last, *flags], arrays)
+    run(loops, count, x.numel(), [h, outer, inner, parts, *flags], arrays)

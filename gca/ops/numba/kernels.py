@@ -31,14 +31,14 @@ from gca.ops.numba.threads import array, called, compiled, size, tasks
 
 
 @called
-def _place(job: Any, task: int, vector: int) -> tuple[int, int, int, int, int]:
+def _place(job: Any, task: int, vector: int, channels_last: bool) -> tuple[int, int, int, int, int]:
     """Where a task's ``x`` begins, where its rows and its columns do among the features, and its vectors."""
     h, outer, inner, parts = size(job, 0), size(job, 1), size(job, 2), size(job, 3)
-    image, part, vectors = task // parts, task % parts, -(-inner // vector)
-    if size(job, 4):  # channels_last
-        rows, columns = image * (h + outer) * inner, (image * (h + outer) + h) * inner
-    else:
-        rows, columns = image * (h + inner), image * (h + inner) + h
+    vectors = -(-inner // vector)
+    if not channels_last:
+        return task * h * inner, task * (h + inner), task * (h + inner) + h, 0, vectors
+    image, part = task // parts, task % parts
+    rows, columns = image * (h + outer) * inner, (image * (h + outer) + h) * inner
     return image * h * outer * inner, rows, columns, vectors * part // parts, vectors * (part + 1) // parts
 
 
@@ -53,7 +53,8 @@ def _extent(job: Any, vector: int) -> int:
 def pool(vector: int, dtype: Any, channels_last: bool) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, outer, inner, use_mean, use_max = size(job, 0), size(job, 1), size(job, 2), size(job, 5), size(job, 6)
+        h, inner, use_mean, use_max = size(job, 0), size(job, 2), size(job, 4), size(job, 5)
+        outer = size(job, 1) if channels_last else 1  # known to the compiler, which drops the loop
         x, means, maxima = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         extent, width = _extent(job, vector), outer if channels_last else inner
         rows_at_once = 2 * extent if channels_last else (h + vector) * vector
@@ -62,7 +63,7 @@ def pool(vector: int, dtype: Any, channels_last: bool) -> Any:
         zero, lowest = broadcast(dtype(0), vector), broadcast(dtype(-np.inf), vector)
         of_h, of_w = broadcast(dtype(h), vector), broadcast(dtype(width), vector)
         for task in tasks(job):
-            begin, rows, columns, first, end = _place(job, task, vector)
+            begin, rows, columns, first, end = _place(job, task, vector, channels_last)
             sums_w[:] = 0
             tops_w[:] = -np.inf
             for i in range(0, h, 2):
@@ -148,10 +149,11 @@ def pool(vector: int, dtype: Any, channels_last: bool) -> Any:
 def gate(vector: int, dtype: Any, channels_last: bool) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, outer, inner = size(job, 0), size(job, 1), size(job, 2)
+        h, inner = size(job, 0), size(job, 2)
+        outer = size(job, 1) if channels_last else 1
         x, y, gates = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         for task in tasks(job):
-            begin, rows, columns, first, end = _place(job, task, vector)
+            begin, rows, columns, first, end = _place(job, task, vector, channels_last)
             for i in range(h):
                 row = broadcast(gates[rows + i], vector)
                 for j in range(outer):
@@ -169,7 +171,8 @@ def gate(vector: int, dtype: Any, channels_last: bool) -> Any:
 def gate_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, outer, inner = size(job, 0), size(job, 1), size(job, 2)
+        h, inner = size(job, 0), size(job, 2)
+        outer = size(job, 1) if channels_last else 1
         grad, x = array(job, 0, dtype), array(job, 1, dtype)
         gates, grad_gates = array(job, 2, dtype), array(job, 3, dtype)
         extent = _extent(job, vector)
@@ -177,7 +180,7 @@ def gate_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
         sums_w = np.empty(outer * extent, dtype)
         zero = broadcast(dtype(0), vector)
         for task in tasks(job):
-            begin, rows, columns, first, end = _place(job, task, vector)
+            begin, rows, columns, first, end = _place(job, task, vector, channels_last)
             sums_w[:] = 0
             for i in range(0, h, 2):
                 two = i + 1 < h
@@ -231,7 +234,8 @@ def gate_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
 def pool_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
     @compiled
     def loops(job: Any) -> None:
-        h, outer, inner, use_mean, use_max = size(job, 0), size(job, 1), size(job, 2), size(job, 5), size(job, 6)
+        h, inner, use_mean, use_max = size(job, 0), size(job, 2), size(job, 4), size(job, 5)
+        outer = size(job, 1) if channels_last else 1  # known to the compiler, which drops the loop
         x, grad, result = array(job, 0, dtype), array(job, 1, dtype), array(job, 2, dtype)
         gates, maxima = array(job, 3, dtype), array(job, 4, dtype)
         grad_means, grad_maxima = array(job, 5, dtype), array(job, 6, dtype)
@@ -244,7 +248,7 @@ def pool_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
         zero, one = broadcast(dtype(0), vector), broadcast(dtype(1), vector)
         of_h, of_w = broadcast(dtype(h), vector), broadcast(dtype(width), vector)
         for task in tasks(job):
-            begin, rows, columns, first, end = _place(job, task, vector)
+            begin, rows, columns, first, end = _place(job, task, vector, channels_last)
             if use_max:
                 share_h[:] = 0
                 share_w[:] = 0
