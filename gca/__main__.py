@@ -24,7 +24,7 @@ def report() -> str:
     lines += ["", "devices", f"  CPU  {platform.processor() or platform.machine()}, {_vectors()}, {threads}"]
     lines += [f"  GPU  {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
     lines += ["", "backends of gca.ops"]
-    lines += [f"  {name:10} {'available' if why is None else why}" for name, why in ops.unavailable().items()]
+    lines += [f"  {name:10} {'available' if why is None else why}" for name, why in ops.backends().items()]
     lines += ["", "block classes that gca.inject knows"]
     lines += [f"  {name}" for name in sorted(FAMILIES)]
     return "\n".join(lines)

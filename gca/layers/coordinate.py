@@ -1,6 +1,7 @@
 """Coordinate attention."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 
 from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.ops import gate_lines, pool_lines
+from gca.layers._precision import without_overflow
+from gca.ops.autograd import attend, gate, pool
+from gca.ops.plain import combine
 
 
 class CoordinateAttention(GatedLayer):
@@ -77,15 +80,25 @@ class CoordinateAttention(GatedLayer):
     def options(self) -> dict[str, Any]:
         return {"channels": self.channels, "reduction": self.reduction, "identity_init": self.identity_init}
 
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        if torch.jit.is_scripting():  # which hands no functions on
+            return gate(x, self._gates(*pool(x, "avg"), h, w))
+        else:
+            return attend(x, "avg", partial(self._gates, h=h, w=w))
+
     def gates(self, x: Tensor) -> AxisGates:
-        f, x = pool_lines(x, "avg")
-        gate_h, gate_w = torch.split(self._gates(f, x), [x.shape[2], x.shape[3]], dim=2)
+        h, w = x.shape[2:]
+        gates = self._gates(*pool(x, "avg"), h, w).to(x.dtype)
+        gate_h, gate_w = torch.split(gates, [h, w], dim=2)
         return AxisGates(gate_h, gate_w)
 
-    def forward(self, x: Tensor) -> Tensor:
-        f, x = pool_lines(x, "avg")  # (B, C, H+W)
-        return gate_lines(x, self._gates(f, x))
-
-    def _gates(self, f: Tensor, x: Tensor) -> Tensor:
-        f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f.unsqueeze(3)))), [x.shape[2], x.shape[3]], dim=2)
-        return self.gate(torch.cat((self.conv_h(f_h), self.conv_w(f_w)), dim=2)).squeeze(3).to(x.dtype)
+    def _gates(self, means: Tensor | None, maxima: Tensor | None, h: int, w: int) -> Tensor:
+        f = combine(means, maxima).unsqueeze(3)  # (B, C, H+W, 1)
+        if torch.jit.is_scripting():
+            f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f))), [h, w], dim=2)
+            a_h, a_w = self.conv_h(f_h), self.conv_w(f_w)
+        else:
+            f_h, f_w = torch.split(without_overflow(f, self.conv1, self.bn1, self.act), [h, w], dim=2)
+            a_h, a_w = without_overflow(f_h, self.conv_h), without_overflow(f_w, self.conv_w)
+        return self.gate(torch.cat((a_h, a_w), dim=2)).squeeze(3)  # (B, C, H+W)

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.ops import POOLS, gate_lines, pool_lines
-from gca.ops.layout import channels_innermost
+from gca.layers._precision import without_overflow
+from gca.ops import POOLS
+from gca.ops.autograd import attend, gate, pool
+from gca.ops.layout import merge_groups, split_groups
+from gca.ops.plain import combine
 
 
 class GroupedCoordinateAttention(GatedLayer):
@@ -108,27 +111,22 @@ class GroupedCoordinateAttention(GatedLayer):
         names = ("channels", "groups", "reduction", "pool", "share_groups", "identity_init")
         return {name: getattr(self, name) for name in names}
 
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # which hands no functions on
+            return gate(x, self._gates(*pool(x, self.pool)))
+        else:
+            return attend(x, self.pool, self._gates)
+
     def gates(self, x: Tensor) -> AxisGates:
-        f, x = pool_lines(x, self.pool)
-        gate_h, gate_w = torch.split(self._gates(f, x), [x.shape[2], x.shape[3]], dim=2)
+        gates = self._gates(*pool(x, self.pool)).to(x.dtype)
+        gate_h, gate_w = torch.split(gates, [x.shape[2], x.shape[3]], dim=2)
         return AxisGates(gate_h, gate_w, self.groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        f, x = pool_lines(x, self.pool)
-        return gate_lines(x, self._gates(f, x))
-
-    def _gates(self, f: Tensor, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        # Groups that share convolutions are so many images. Where that would need a copy, all of them are one image, in
-        # which every descriptor of every group is a position; but an image without any would be none.
-        in_one_image = self.share_groups and channels_innermost(x) and b > 0
-        if in_one_image:
-            f = f.transpose(1, 2).reshape(1, b * (h + w), self.groups, c // self.groups).permute(0, 3, 1, 2)
-        elif self.share_groups:
-            f = f.reshape(b * self.groups, c // self.groups, h + w, 1)
+    def _gates(self, means: Tensor | None, maxima: Tensor | None) -> Tensor:
+        f = combine(means, maxima)  # (B, C, H+W)
+        images = split_groups(f, self.groups if self.share_groups else 1)  # (B*G, C_g, H+W, 1), or all in one image
+        if torch.jit.is_scripting():
+            a = self.conv2(self.act(self.bn1(self.conv1(images))))
         else:
-            f = f.unsqueeze(3)  # (B, C, H+W, 1)
-        a = self.gate(self.conv2(self.act(self.bn1(self.conv1(f)))))
-        if in_one_image:
-            a = a.permute(0, 2, 3, 1).reshape(b, h + w, self.channels).transpose(1, 2)
-        return a.reshape(b, self.channels, h + w).to(x.dtype)
+            a = without_overflow(images, self.conv1, self.bn1, self.act, self.conv2)
+        return merge_groups(self.gate(a), f)  # (B, C, H+W)

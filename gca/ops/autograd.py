@@ -1,15 +1,13 @@
-"""Pool and gate as two differentiable functions over the kernels of an implementation.
+"""Pool, gate, and the two around what lies between them, differentiable over the kernels of any backend.
 
-Saved for backward are ``x``, the maxima of its lines, and the gates, nothing else of the size of ``x``.
-
-Where one ``x`` is pooled and then gated by what was pooled, its gradient has two parts of its own size. Written one
-after the other and then added they cost three writes and four more reads. Instead :func:`pool` hands ``x`` on, and the
-gate, if it is given that tensor, hands its own incoming gradient back untouched, together with the gates; the pool
-then writes both parts at once. Forward and backward together read six and write two tensors of the size of ``x``.
-That is right only if nothing but the gate consumes the tensor handed on. The layers see to that; if it happens all
-the same, the gradient that arrives is not the one that the gate sent, and backward raises.
+Saved for backward are ``x``, its maxima and its gates, nothing else of the size of ``x``. Where one ``x`` is pooled and
+then gated, its gradient has two parts of its own size. Written one after the other and then added they cost three
+writes and four more reads. So the pool hands two links on to the gate. They have no values and no memory; their
+gradients carry what the gate received and its gates back to the pool, which writes both parts at once. Forward and
+backward together read six and write two tensors of the size of ``x``.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,109 +16,98 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gca.ops import plain
-from gca.ops.capture import captured
+from gca.ops.dispatch import select
+from gca.ops.layout import dense
+from gca.ops.tracing import traced
 
 
-def pool(x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor]:
-    """Descriptors of all lines, and ``x`` for :func:`gate`, its only consumer."""
-    x = _dense(x)
-    if _recorded(x):
-        pooled, x = _Pool.apply(x, kind, kernels)
+def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
+    """Means and maxima of every row and column, ``(B, C, H + W)`` each; ``None`` for what ``kind`` has not."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return plain.pool(x, kind)
+    else:  # no early return: TorchScript leaves out the branch not taken, but compiles what follows a return
+        backend = select(x)
+        if backend.DIFFERENTIABLE:
+            return backend.pool(x, kind)  # type: ignore[no-any-return]
+        x = dense(x)
+        means, maxima, *_ = _Pool.apply(x, kind, backend) if _recorded(x) else backend.pool(x, kind)
+        return means, maxima
+
+
+def gate(x: Tensor, gates: Tensor) -> Tensor:
+    """``x`` times the gates of its rows and columns, ``(B, C, H + W)``, which are cast to its dtype."""
+    gates = gates.to(x.dtype)
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return plain.gate(x, gates)
     else:
-        pooled, _ = kernels.pool(x, kind, False)
-    return pooled, x
+        backend = select(x)
+        if backend.DIFFERENTIABLE:
+            return backend.gate(x, gates)  # type: ignore[no-any-return]
+        return _gate(dense(x), gates, backend, None, None)
 
 
-def gate(x: Tensor, gates: Tensor, kernels: ModuleType) -> Tensor:
-    """``x`` gated along both axes."""
-    x = _dense(x)
-    if _recorded(x, gates):
-        pooling = x.grad_fn if getattr(x.grad_fn, "hands_on_x", False) else None
-        y: Tensor = _Gate.apply(x, gates, kernels, pooling)
-    else:
-        y = kernels.gate(x, gates)
+def attend(x: Tensor, kind: str, gates_of: Callable[[Tensor | None, Tensor | None], Tensor]) -> Tensor:
+    """``x`` times the gates that ``gates_of`` computes from its means and maxima."""
+    backend = select(x)
+    if backend.DIFFERENTIABLE:
+        return backend.gate(x, gates_of(*backend.pool(x, kind)).to(x.dtype))  # type: ignore[no-any-return]
+    x = dense(x)
+    means, maxima, *links = _Pool.apply(x, kind, backend) if _recorded(x) else (*backend.pool(x, kind), None, None)
+    return _gate(x, gates_of(means, maxima).to(x.dtype), backend, *links)
+
+
+def _gate(x: Tensor, gates: Tensor, backend: ModuleType, *links: Tensor | None) -> Tensor:
+    y: Tensor = _Gate.apply(x, gates, backend, *links) if _recorded(x, gates) else backend.gate(x, gates)
     return y
 
 
 def _recorded(*tensors: Tensor) -> bool:
-    """Whether backward may come. Where it cannot, a function of autograd takes its time for nothing: some 0.1 ms in a
-    network, as long as a kernel on one small image."""
+    """Whether backward may come. Where not, a Function takes as long as a kernel on one small image, some 0.1 ms."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Kernels see two layouts only."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
-
-
-def _as(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
 
 class _Pool(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: str, kernels: ModuleType) -> tuple[Tensor, Tensor]:
-        pooled, peaks = kernels.pool(x, kind, True)
-        ctx.save_for_backward(x, peaks)
+    def forward(ctx: Any, x: Tensor, kind: str, backend: ModuleType) -> tuple[Tensor | None, ...]:
+        means, maxima = backend.pool(x, kind)
+        ctx.save_for_backward(x, maxima)
         ctx.set_materialize_grads(False)
-        ctx.kind, ctx.kernels = kind, kernels
-        ctx.hands_on_x, ctx.sent = True, None
-        return pooled, x
+        ctx.backend = backend
+        b, c, h, w = x.shape
+        return means, maxima, x.new_empty(()).expand(x.shape), x.new_empty(()).expand(b, c, h + w)
 
     @staticmethod
-    def backward(ctx: Any, grad_pooled: Tensor | None, grad_x: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, peaks = ctx.saved_tensors
-        sent, ctx.sent = ctx.sent, None
-        gates = None
-        if sent is not None and grad_x is not None:
-            if grad_x is not sent[0]:
-                raise RuntimeError(
-                    "the x that pool_lines returns was used by something other than one gate_lines; "
-                    "use axis_pool and the original x instead"
-                )
-            _, grad_x, gates = sent
-        as_formula = _differentiable(x, grad_pooled, grad_x)
-        if grad_x is not None and gates is not None and (as_formula or grad_pooled is None):
-            grad_x = plain.gate_lines(grad_x, gates) if as_formula else ctx.kernels.gate(grad_x, gates)
-        if grad_pooled is None:  # the descriptors were not used
-            return grad_x, None, None
-        if as_formula:
-            total = plain.pool_lines_gradient(x, peaks, grad_pooled, ctx.kind)
-            return total if grad_x is None else total + grad_x, None, None
-        if grad_x is not None:
-            grad_x = _as(grad_x, x)
-        return ctx.kernels.pool_backward(x, peaks, grad_pooled, ctx.kind, grad_x, gates), None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, maxima = ctx.saved_tensors
+        grad_means, grad_maxima, grad, gates = grads
+        if _differentiable(x, *grads):
+            total = plain.pool_backward(x, maxima, grad_means, grad_maxima)
+            return total if grad is None else total + plain.gate(grad, gates), None, None
+        if grad_means is None and grad_maxima is None:  # the features were not used
+            return None if grad is None else ctx.backend.gate(grad, gates), None, None
+        return ctx.backend.pool_backward(x, maxima, grad_means, grad_maxima, grad, gates), None, None
 
 
 class _Gate(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gates: Tensor, kernels: ModuleType, pooling: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gates: Tensor, backend: ModuleType, *links: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, gates)
-        ctx.kernels, ctx.pooling = kernels, pooling
-        y: Tensor = kernels.gate(x, gates)
-        return y
+        ctx.backend = backend
+        return backend.gate(x, gates)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gates = ctx.saved_tensors
-        needs_x, needs_gates = ctx.needs_input_grad[:2]
+        needs_x, needs_gates, _, linked, _ = ctx.needs_input_grad
         if _differentiable(x, grad):
-            if ctx.pooling is not None:
-                ctx.pooling.sent = None
-            return *plain.gate_lines_gradients(grad, x, gates), None, None
-        dense = _as(grad, x)
-        grad_x = grad_gates = None
-        if needs_gates:
-            grad_gates = ctx.kernels.gate_backward(dense, x, gates)
-        if needs_x and ctx.pooling is not None:
-            grad_x, ctx.pooling.sent = grad, (grad, dense, gates)
-        elif needs_x:
-            grad_x = ctx.kernels.gate(dense, gates)
-        return grad_x, grad_gates, None, None
+            return *plain.gate_backward(grad, x, gates), None, None, None
+        grad = dense(grad, like=x)
+        grad_gates = ctx.backend.gate_backward(grad, x, gates) if needs_gates else None
+        if linked:
+            return None, grad_gates, None, grad, gates
+        return ctx.backend.gate(grad, gates) if needs_x else None, grad_gates, None, None, None
 
 
 def _differentiable(*tensors: Tensor | None) -> bool:
-    """Backward has to be differentiable itself, or is captured: the formula is both."""
-    return torch.is_grad_enabled() or any(captured(t) for t in tensors if t is not None)
+    """Backward has to be differentiable itself, or is traced: the formula is both."""
+    return torch.is_grad_enabled() or any(traced(t) for t in tensors if t is not None)

@@ -1,12 +1,13 @@
-"""The order of axes in memory.
+"""The order of axes in memory: NCHW or channels_last, and for pooled features and gates likewise.
 
-Kernels take tensors as they lie: ``x`` in NCHW or channels_last, and values of its lines likewise.
+The features of all rows and columns of an ``x`` of shape ``(B, C, H, W)`` are ``(B, C, H + W)``, the rows first. In
+memory they are ``(B, H + W, C)`` where ``x`` is in channels_last.
 """
 
 import torch
 from torch import Tensor
 
-from gca.ops.capture import captured
+from gca.ops.tracing import traced
 
 
 def is_channels_last(t: Tensor) -> bool:
@@ -14,27 +15,49 @@ def is_channels_last(t: Tensor) -> bool:
     return t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
-def channels_innermost(x: Tensor) -> bool:
-    """Whether the channels of ``x`` are neighbours in memory, as in channels_last.
-
-    In torch.compile they are whatever the layout of ``x``, since it lays out convolutions so. In other captures they
-    are not: what is recorded there is to be plain, and may run on either layout.
-    """
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return False
-    elif torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
-        return True  # torch 2.8's is_exporting() is true in torch.compile
-    else:
-        return not captured(x) and is_channels_last(x)
+def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """``x`` in one of the two layouts that kernels take, that of ``like`` if given, copied where it is in neither."""
+    if like is not None:
+        return x.contiguous(memory_format=torch.contiguous_format if like.is_contiguous() else torch.channels_last)
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
-def new_lines(x: Tensor) -> Tensor:
-    """Memory for a value of every line of ``x``, ``(B, C, H + W)``, channels innermost where they are so in ``x``."""
+def new_features(x: Tensor) -> Tensor:
+    """Memory for the features of ``x``, in its order."""
     b, c, h, w = x.shape
     return x.new_empty(b, c, h + w) if x.is_contiguous() else x.new_empty(b, h + w, c).transpose(1, 2)
 
 
-def dense_lines(lines: Tensor, x: Tensor) -> Tensor:
-    """Values of the lines of ``x``, ``(B, C, H + W)``, as kernels take them: without gaps, and ``(B, H + W, C)`` where
-    channels are innermost in ``x``."""
-    return lines.contiguous() if x.is_contiguous() else lines.transpose(1, 2).contiguous()
+def dense_features(features: Tensor, x: Tensor) -> Tensor:
+    """The features of ``x`` as they lie in memory, in its order and without gaps."""
+    return features.contiguous() if x.is_contiguous() else features.transpose(1, 2).contiguous()
+
+
+def split_groups(features: Tensor, groups: int) -> Tensor:
+    """``(B, C, L)`` as images of ``C / groups`` channels, ``(B * groups, C / groups, L, 1)``, for convolutions.
+
+    Where channels are neighbours in memory that would need a copy. Then all groups are columns of one image, in which
+    every pooled feature of every group is a position: a view in channels_last.
+    """
+    b, c, length = features.shape
+    if _channels_innermost(features):
+        return features.transpose(1, 2).reshape(1, b * length, groups, c // groups).permute(0, 3, 1, 2)
+    return features.reshape(b * groups, c // groups, length, 1)
+
+
+def merge_groups(images: Tensor, features: Tensor) -> Tensor:
+    """What convolutions give for :func:`split_groups` of ``features``, in the shape of these."""
+    b, c, length = features.shape
+    if _channels_innermost(features):
+        return images.permute(0, 2, 3, 1).reshape(b, length, c).transpose(1, 2)
+    return images.reshape(b, c, length)
+
+
+def _channels_innermost(features: Tensor) -> bool:
+    """Asked of tensors that have memory; a traced graph is to be plain. A batch without images is no image."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return False
+    elif traced(features) and not torch.compiler.is_compiling():
+        return False
+    else:
+        return features.stride(2) != 1 and features.shape[0] > 0

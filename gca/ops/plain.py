@@ -1,56 +1,75 @@
-"""Pooling and gating in plain torch operators: any device, any dtype, traceable, scriptable, exportable.
+"""The backend ``"plain"``, torch operators alone: any device, any dtype, traceable, scriptable, exportable.
 
-A captured graph (compile, export, trace, script, FX, torch.func) always holds these, so that the compiler of the graph
-can fuse them with what comes before and after.
+A traced or compiled graph always holds these, so that its compiler can fuse them with what comes before and after.
 """
 
 import torch
 from torch import Tensor
 
-from gca.ops.layout import channels_innermost
+DIFFERENTIABLE = True
 
 
-def pool_lines(x: Tensor, pool: str = "avg+max") -> Tensor:
-    """Describe every row and every column of ``x``; see :func:`gca.ops.pool_lines`."""
-    if channels_innermost(x):  # reduced in that order, so that a compiler need not stride from channel to channel
-        x = x.permute(0, 2, 3, 1)
-        return torch.cat((_describe(x, 2, pool), _describe(x, 1, pool)), dim=1).transpose(1, 2)
-    return torch.cat((_describe(x, 3, pool), _describe(x, 2, pool)), dim=2)
+def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
+    """Means and maxima of every row and column, ``(B, C, H + W)``; ``None`` for what ``kind`` has not."""
+    rows, columns, along = 3, 2, 2
+    # torch.compile lays convolutions out in channels_last, whatever the layout of x. Reduced in that order, it need not
+    # stride from channel to channel. An exported graph may run on either layout.
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            x, rows, columns, along = x.permute(0, 2, 3, 1), 2, 1, 1
+    means: Tensor | None = None
+    maxima: Tensor | None = None
+    if kind != "max":
+        means = torch.cat((x.mean(rows), x.mean(columns)), dim=along)
+        means = means if along == 2 else means.transpose(1, 2)
+    if kind != "avg":
+        maxima = torch.cat((x.amax(rows), x.amax(columns)), dim=along)
+        maxima = maxima if along == 2 else maxima.transpose(1, 2)
+    return means, maxima
 
 
-def _describe(x: Tensor, along: int, pool: str) -> Tensor:
-    if pool == "avg":
-        return x.mean(along)
-    if pool == "max":
-        return x.amax(along)
-    return x.mean(along) + x.amax(along)
+def combine(means: Tensor | None, maxima: Tensor | None) -> Tensor:
+    """The pooled features: means, maxima, or the sum of both, in float32 where these are float16, which may overflow.
+
+    (In bfloat16 the sum is computed in float32 anyway. Nobody knows the dtype of what FX traces: it stays as it is.)
+    """
+    if means is not None and maxima is not None:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if not isinstance(means, torch.fx.Proxy) and means.dtype == torch.float16:
+                return means.float() + maxima.float()
+        return means + maxima
+    if means is not None:
+        return means
+    if maxima is not None:
+        return maxima
+    raise ValueError("nothing to combine: there are neither means nor maxima")
 
 
-def gate_lines(x: Tensor, gates: Tensor) -> Tensor:
-    """Gate every position by its row and its column; see :func:`gca.ops.gate_lines`."""
+def gate(x: Tensor, gates: Tensor) -> Tensor:
+    """Gate every position by its row and its column; ``gates`` are ``(B, C, H + W)``."""
     gate_h, gate_w = torch.split(gates, [x.shape[2], x.shape[3]], dim=2)
     return x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
 
 
-def pool_lines_gradient(x: Tensor, peaks: Tensor | None, grad: Tensor, pool: str) -> Tensor:
-    """Gradient of :func:`pool_lines`, itself differentiable; ``peaks`` are the maxima, or ``None`` where not kept."""
+def pool_backward(x: Tensor, maxima: Tensor | None, grad_means: Tensor | None, grad_maxima: Tensor | None) -> Tensor:
+    """Gradient of :func:`pool`, itself differentiable; ``maxima`` are needed where they have a gradient."""
     sizes = list(x.shape[2:])
-    peak_of = (None, None) if peaks is None else torch.split(peaks, sizes, dim=2)
     total = torch.zeros_like(x)
-    for dim, peak, part in zip((3, 2), peak_of, torch.split(grad, sizes, dim=2), strict=True):
-        part = part.unsqueeze(dim)
-        if pool != "max":
-            total = total + part / x.shape[dim]
-        if pool != "avg":
-            ties = x == (x.amax(dim) if peak is None else peak).detach().unsqueeze(dim)
-            total = total + ties * part / ties.sum(dim, keepdim=True)
+    if grad_means is not None:
+        grad_h, grad_w = torch.split(grad_means, sizes, dim=2)
+        total = total + (grad_h / x.shape[3]).unsqueeze(3) + (grad_w / x.shape[2]).unsqueeze(2)
+    if grad_maxima is not None and maxima is not None:
+        parts = torch.split(maxima.detach(), sizes, dim=2), torch.split(grad_maxima, sizes, dim=2)
+        for dim, top, grad in zip((3, 2), *parts, strict=True):
+            ties = x == top.unsqueeze(dim)
+            total = total + ties * grad.unsqueeze(dim) / ties.sum(dim, keepdim=True)
     return total
 
 
-def gate_lines_gradients(grad: Tensor, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`gate_lines` with respect to ``x`` and the gates, themselves differentiable."""
+def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`gate` with respect to ``x`` and the gates, themselves differentiable."""
     gate_h, gate_w = torch.split(gates, list(x.shape[2:]), dim=2)
     product = grad * x
     grad_h = (product * gate_w.unsqueeze(2)).sum(3)
     grad_w = (product * gate_h.unsqueeze(3)).sum(2)
-    return gate_lines(grad, gates), torch.cat((grad_h, grad_w), dim=2)
+    return gate(grad, gates), torch.cat((grad_h, grad_w), dim=2)

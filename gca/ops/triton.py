@@ -1,14 +1,13 @@
-"""Pooling and gating as Triton kernels, in NCHW and channels_last: the choice ``"triton"``.
+"""The backend ``"triton"``: kernels for NVIDIA GPUs, in NCHW and channels_last.
 
 Of tensors of the size of ``x``, pooling reads one, gating reads and writes one, the gates' gradients read two, and the
-gradient of ``x`` reads two and writes one: six reads and two writes forward and backward. Nothing but ``x`` and the
-gates is kept for the backward pass, which finds the maxima and their ties anew; the second look at ``x`` that this
-takes comes from the cache as far as a program's planes fit. Arithmetic is in float32 (float64 for float64) whatever the
-dtype of ``x``.
+gradient of ``x`` reads two and writes one: six reads and two writes forward and backward, and a second look at ``x`` for
+ties, which comes from the cache as far as a program's planes fit. Arithmetic is in float32 (float64 for float64)
+whatever the dtype of ``x``.
 
 A program takes some planes and goes over their rows tile by tile. Neighbouring planes are neighbours in memory in
-channels_last, neighbouring columns are in NCHW, and values of lines likewise. All columns of a row are in its tile, so
-that a row is reduced at once; columns are reduced after the last tile.
+channels_last, neighbouring columns are in NCHW, and pooled features and gates likewise. All columns of a row are in its
+tile, so that a row is reduced at once; columns are reduced after the last tile.
 """
 
 import math
@@ -21,26 +20,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gca.ops.layout import dense_lines, new_lines
+from gca.ops.layout import dense_features, new_features
 
+DIFFERENTIABLE = False
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDEST = 4096
 LARGEST = 2**31 - 1  # elements of an image: offsets within one are 32-bit, those between images 64-bit
 
 
-def refuses(x: Tensor) -> str | None:
-    """Why this implementation cannot take ``x``."""
-    if not (x.is_cuda or INTERPRETED):
-        return f"it runs on CUDA, got {x.device}"
-    if x.dtype not in DTYPES:
-        return f"it takes {', '.join(map(str, DTYPES))}, got {x.dtype}"
-    _, c, h, w = x.shape
+def unsupported(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> str | None:
+    """Why this backend cannot take an ``x`` of this kind."""
+    if not (device.type == "cuda" or INTERPRETED):
+        return f"it runs on CUDA, got {device}"
+    if dtype not in DTYPES:
+        return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
+    _, c, h, w = shape
     if w > WIDEST:
         return f"it takes a width up to {WIDEST}, got {w}"
-    if (elements := c * max(h * w, h + w)) > LARGEST:  # of x or of its lines
+    if (elements := c * max(h * w, h + w)) > LARGEST:  # of x or of its features
         return f"it takes up to {LARGEST} elements per image, got {elements}"
-    return None if INTERPRETED else _tried(x.device)
+    return None if INTERPRETED else _tried(device)
 
 
 @cache
@@ -54,39 +54,44 @@ def _tried(device: torch.device) -> str | None:
     return None
 
 
-def pool(x: Tensor, kind: str, _: bool) -> tuple[Tensor, None]:
-    """Descriptors of all lines; nothing is kept for the backward pass."""
-    pooled = new_lines(x)
-    _launch(_pool, x, pooled, MEAN=kind != "max", MAX=kind != "avg")
-    return pooled, None
+def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
+    """Means and maxima of every row and column; ``None`` for what ``kind`` has not."""
+    means = None if kind == "max" else new_features(x)
+    maxima = None if kind == "avg" else new_features(x)
+    _launch(_pool, x, means, maxima)
+    return means, maxima
 
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:
     """``x`` gated along both axes."""
     y = torch.empty_like(x)
-    _launch(_gate, x, dense_lines(gates, x), y)
+    _launch(_gate, x, dense_features(gates, x), y)
     return y
 
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    grad_gates = new_lines(x)
-    _launch(_gate_backward, x, grad, dense_lines(gates, x), grad_gates)
+    grad_gates = new_features(x)
+    _launch(_gate_backward, x, grad, dense_features(gates, x), grad_gates)
     return grad_gates
 
 
 def pool_backward(
-    x: Tensor, _: None, grad_pooled: Tensor, kind: str, grad: Tensor | None, gates: Tensor | None
+    x: Tensor,
+    maxima: Tensor | None,
+    grad_means: Tensor | None,
+    grad_maxima: Tensor | None,
+    grad: Tensor | None,
+    gates: Tensor | None,
 ) -> Tensor:
-    """Gradient of the pools, plus ``grad``, which is gated first where ``gates`` are given."""
+    """Gradient of the means and maxima that have one, plus ``grad``, gated first where ``gates`` are given."""
     result = torch.empty_like(x)
-    gates = None if gates is None else dense_lines(gates, x)
-    flags = {"MEAN": kind != "max", "MAX": kind != "avg", "GRAD": grad is not None, "GATES": gates is not None}
-    _launch(_pool_backward, x, grad, gates, dense_lines(grad_pooled, x), result, **flags)
+    small = (None if t is None else dense_features(t, x) for t in (gates, maxima, grad_means, grad_maxima))
+    _launch(_pool_backward, x, grad, *small, result)
     return result
 
 
-def _launch(kernel: Any, x: Tensor, *others: Tensor | None, **flags: bool) -> None:
+def _launch(kernel: Any, x: Tensor, *others: Tensor | None) -> None:
     if x.numel() == 0:
         return
     b, c, h, w = x.shape
@@ -98,7 +103,7 @@ def _launch(kernel: Any, x: Tensor, *others: Tensor | None, **flags: bool) -> No
     with torch.cuda.device_of(x):
         kernel[(b * -(-c // planes),)](
             x, *others, c, h, w // step,
-            STEP=step, CHANNELS_LAST=channels_last, **flags,
+            STEP=step, CHANNELS_LAST=channels_last,
             WIDE=tl.float64 if x.dtype == torch.float64 else tl.float32,
             PLANES=planes, ROWS=rows, COLUMNS=columns, STAGES=stages, num_warps=warps,
             enable_fp_fusion=True,  # the default is about to change
@@ -143,7 +148,7 @@ def _greater(a, b):
 
 @triton.jit
 def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the first plane of this program begins in ``x``; where its planes begin among the lines; its columns; which
+    """Where the first plane of this program begins in ``x``; where its planes begin among the features; its columns; which
     of either there are; where both are in ``x`` from that beginning on; and how far rows are apart."""
     tiles = tl.cdiv(c, PLANES)
     image = (tl.program_id(0) // tiles).to(tl.int64)
@@ -153,14 +158,14 @@ def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: t
     if CHANNELS_LAST:
         stride_c = 1
         stride_w = c
-        lines = image * c * (h + w) + first + n
+        features = image * c * (h + w) + first + n
     else:
         stride_c = h * w
         stride_w = 1
-        lines = (image * c + first + n) * (h + w)
+        features = (image * c + first + n) * (h + w)
     begin = image * c * h * w + first.to(tl.int64) * stride_c
     at = (n * stride_c)[:, None, None] + (j * stride_w)[None, None, :]
-    return begin, lines, j, first + n < c, j < w, at, w * stride_w
+    return begin, features, j, first + n < c, j < w, at, w * stride_w
 
 
 @triton.jit
@@ -173,48 +178,47 @@ def _rows(start, h, n_in, j_in, stride_h, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _at_lines(lines, k, c, CHANNELS_LAST: tl.constexpr):
-    """Where lines ``k`` of the planes are, of which the rows are first."""
+def _at_features(base, k, c, CHANNELS_LAST: tl.constexpr):
+    """Where features ``k`` of the planes are, of which those of the rows are first."""
     if CHANNELS_LAST:
         k = k * c
-    return lines[:, None] + k[None, :]
+    return base[:, None] + k[None, :]
 
 
 @triton.jit
-def _line_values(tensor, lines, k, inside, c, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
+def _features(tensor, base, k, inside, c, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """What is there for them."""
-    return tl.load(tensor + _at_lines(lines, k, c, CHANNELS_LAST), mask=inside, other=0).to(WIDE)
+    return tl.load(tensor + _at_features(base, k, c, CHANNELS_LAST), mask=inside, other=0).to(WIDE)
 
 
 @triton.jit
 def _pool(
-    x, pooled, c, h, w,
-    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
+    x, means, maxima, c, h, w,
+    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, base, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
-    peak = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
+    top = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
         v = tl.load(x + at_columns + down, mask=inside, other=0).to(WIDE)
-        described = tl.zeros([PLANES, ROWS], WIDE)
-        if MEAN:
-            described += tl.sum(v, 2) / w
+        at = _at_features(base, i, c, CHANNELS_LAST)
+        if means is not None:
+            tl.store(means + at, tl.sum(v, 2) / w, mask=rows_in)
             total += v
-        if MAX:
+        if maxima is not None:
             v = tl.where(inside, v, float("-inf"))
-            described += tl.reduce(v, 2, _greater)
-            peak = _greater(peak, v)
-        tl.store(pooled + _at_lines(lines, i, c, CHANNELS_LAST), described, mask=rows_in)
-    described = tl.zeros([PLANES, COLUMNS], WIDE)
-    if MEAN:
-        described += tl.sum(total, 1) / h
-    if MAX:
-        described += tl.reduce(peak, 1, _greater)
-    tl.store(pooled + _at_lines(lines, h + j, c, CHANNELS_LAST), described, mask=n_in[:, None] & j_in[None, :])
+            tl.store(maxima + at, tl.reduce(v, 2, _greater), mask=rows_in)
+            top = _greater(top, v)
+    at = _at_features(base, h + j, c, CHANNELS_LAST)
+    columns_in = n_in[:, None] & j_in[None, :]
+    if means is not None:
+        tl.store(means + at, tl.sum(total, 1) / h, mask=columns_in)
+    if maxima is not None:
+        tl.store(maxima + at, tl.reduce(top, 1, _greater), mask=columns_in)
 
 
 @triton.jit
@@ -224,15 +228,15 @@ def _gate(
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, base, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     y += begin
     columns_in = n_in[:, None] & j_in[None, :]
-    column = _line_values(gates, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
+    column = _features(gates, base, h + j, columns_in, c, CHANNELS_LAST, WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
         at = at_columns + down
-        row = _line_values(gates, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
+        row = _features(gates, base, i, rows_in, c, CHANNELS_LAST, WIDE)
         v = tl.load(x + at, mask=inside, other=0).to(WIDE)
         tl.store(y + at, v * row[:, :, None] * column[:, None, :], mask=inside)
 
@@ -244,90 +248,83 @@ def _gate_backward(
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, base, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     grad += begin
     columns_in = n_in[:, None] & j_in[None, :]
-    column = _line_values(gates, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
+    column = _features(gates, base, h + j, columns_in, c, CHANNELS_LAST, WIDE)
     total = tl.zeros([PLANES, ROWS, COLUMNS], WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
         at = at_columns + down
         product = tl.load(x + at, mask=inside, other=0).to(WIDE) * tl.load(grad + at, mask=inside, other=0).to(WIDE)
-        row = _line_values(gates, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
+        row = _features(gates, base, i, rows_in, c, CHANNELS_LAST, WIDE)
         in_rows = tl.sum(product * column[:, None, :], 2)
-        tl.store(grad_gates + _at_lines(lines, i, c, CHANNELS_LAST), in_rows, mask=rows_in)
+        tl.store(grad_gates + _at_features(base, i, c, CHANNELS_LAST), in_rows, mask=rows_in)
         total += product * row[:, :, None]
-    tl.store(grad_gates + _at_lines(lines, h + j, c, CHANNELS_LAST), tl.sum(total, 1), mask=columns_in)
+    tl.store(grad_gates + _at_features(base, h + j, c, CHANNELS_LAST), tl.sum(total, 1), mask=columns_in)
 
 
 @triton.jit
-def _shares(grad, ties, length, MEAN: tl.constexpr, MAX: tl.constexpr):
-    """What every element of a line gets, and what its maxima get besides.
+def _shares(means, maxima, base, k, inside, ties, length, c, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
+    """What every element of a row or column gets, and what each of its maxima gets besides.
 
-    A maximum that is NaN, the only one that nothing equals, makes all its line NaN: 0 / 0. (A comparison with 0 would
-    give booleans, which Triton 3.6 may lay out wrongly among threads: https://github.com/triton-lang/triton/pull/9680.)
+    A maximum that is NaN, the only one that nothing equals, makes its whole row or column NaN: 0 / 0. (A comparison
+    with 0 would give booleans, which Triton 3.6 may lay out wrongly among threads:
+    https://github.com/triton-lang/triton/pull/9680.)
     """
-    every = tl.zeros_like(grad)
-    share = tl.zeros_like(grad)
-    if MEAN:
-        every += grad / length
-    if MAX:
-        ties = ties.to(grad.dtype)
+    every = tl.zeros_like(ties)
+    share = tl.zeros_like(ties)
+    if means is not None:
+        every += _features(means, base, k, inside, c, CHANNELS_LAST, WIDE) / length
+    if maxima is not None:
         every += 0 / ties
-        share = grad / ties
+        share = _features(maxima, base, k, inside, c, CHANNELS_LAST, WIDE) / ties
     return every, share
 
 
 @triton.jit
 def _pool_backward(
-    x, grad, gates, grad_lines, result, c, h, w,
-    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr,
-    GRAD: tl.constexpr, GATES: tl.constexpr,
+    x, grad, gates, maxima, grad_means, grad_maxima, result, c, h, w,
+    STEP: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = w * STEP
-    begin, lines, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
+    begin, base, j, n_in, j_in, at_columns, stride_h = _tile(c, h, w, CHANNELS_LAST, PLANES, COLUMNS)
     x += begin
     result += begin
-    if GRAD:
+    if grad is not None:
         grad += begin
     columns_in = n_in[:, None] & j_in[None, :]
-    top_w = tl.zeros([PLANES, COLUMNS], WIDE)
-    ties_w = tl.full([PLANES, COLUMNS], 1, tl.int32)
-    if MAX:
-        peak = tl.full([PLANES, ROWS, COLUMNS], float("-inf"), WIDE)
+    ties_w = tl.full([PLANES, COLUMNS], 1, WIDE)
+    if grad_maxima is not None:
+        top_w = _features(maxima, base, h + j, columns_in, c, CHANNELS_LAST, WIDE)
         ties = tl.zeros([PLANES, ROWS, COLUMNS], tl.int32)
         for start in tl.range(0, h, ROWS, num_stages=STAGES):
             _, _, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
-            v = tl.load(x + at_columns + down, mask=inside, other=float("-inf")).to(WIDE)
-            higher = _greater(peak, v)
-            ties = tl.where(peak == higher, ties, 0) + (inside & (v == higher)).to(tl.int32)
-            peak = higher
-        top_w = tl.reduce(peak, 1, _greater)
-        ties_w = tl.sum(tl.where(peak == top_w[:, None, :], ties, 0), 1)
-    grad_columns = _line_values(grad_lines, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
-    every_w, share_w = _shares(grad_columns, ties_w, h, MEAN, MAX)
-    if GATES:
-        column = _line_values(gates, lines, h + j, columns_in, c, CHANNELS_LAST, WIDE)
+            v = tl.load(x + at_columns + down, mask=inside, other=0).to(WIDE)
+            ties += (inside & (v == top_w[:, None, :])).to(tl.int32)
+        ties_w = tl.sum(ties, 1).to(WIDE)
+    every_w, share_w = _shares(grad_means, grad_maxima, base, h + j, columns_in, ties_w, h, c, CHANNELS_LAST, WIDE)
+    if gates is not None:
+        column = _features(gates, base, h + j, columns_in, c, CHANNELS_LAST, WIDE)
     for start in tl.range(0, h, ROWS, num_stages=STAGES):
         i, rows_in, inside, down = _rows(start, h, n_in, j_in, stride_h, ROWS)
         at = at_columns + down
-        ties_h = tl.full([PLANES, ROWS], 1, tl.int32)
-        if MAX:
-            v = tl.load(x + at, mask=inside, other=float("-inf")).to(WIDE)
-            top = v == tl.reduce(v, 2, _greater)[:, :, None]
-            ties_h = tl.sum((inside & top).to(tl.int32), 2)
-        grad_rows = _line_values(grad_lines, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
-        every_h, share_h = _shares(grad_rows, ties_h, w, MEAN, MAX)
+        ties_h = tl.full([PLANES, ROWS], 1, WIDE)
+        if grad_maxima is not None:
+            v = tl.load(x + at, mask=inside, other=0).to(WIDE)
+            in_row = v == _features(maxima, base, i, rows_in, c, CHANNELS_LAST, WIDE)[:, :, None]
+            ties_h = tl.sum((inside & in_row).to(tl.int32), 2).to(WIDE)
+        every_h, share_h = _shares(grad_means, grad_maxima, base, i, rows_in, ties_h, w, c, CHANNELS_LAST, WIDE)
         total = every_h[:, :, None] + every_w[:, None, :]
-        if MAX:
-            total += tl.where(top, share_h[:, :, None], 0.0)
+        if grad_maxima is not None:
+            total += tl.where(in_row, share_h[:, :, None], 0.0)
             total += tl.where(v == top_w[:, None, :], share_w[:, None, :], 0.0)
-        if GRAD:
+        if grad is not None:
             incoming = tl.load(grad + at, mask=inside, other=0).to(WIDE)
-            if GATES:
-                row = _line_values(gates, lines, i, rows_in, c, CHANNELS_LAST, WIDE)
+            if gates is not None:
+                row = _features(gates, base, i, rows_in, c, CHANNELS_LAST, WIDE)
                 incoming = incoming * row[:, :, None] * column[:, None, :]
             total += incoming
         tl.store(result + at, total, mask=inside)

@@ -137,7 +137,7 @@ def test_feature_extraction(layer: str) -> None:
     extractor = torchvision.models.feature_extraction.create_feature_extractor(network, ["layer2", "layer4"])
     features = extractor(IMAGES)
     stem = network.maxpool(network.relu(network.bn1(network.conv1(IMAGES))))
-    with gca.ops.use("plain"):  # what a traced network holds; the kernels sum in another order
+    with gca.ops.backend("plain"):  # what a traced network holds; the kernels sum in another order
         assert torch.equal(features["layer2"], network.layer2(network.layer1(stem)))
 
 

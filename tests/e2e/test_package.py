@@ -68,7 +68,7 @@ try:
     gca.GCAResUNet
 except ImportError as error:
     print(error)
-print(gca.ops.chosen(x))
+print(gca.ops.selected(x))
 print(gca.__file__)
 """
 

@@ -44,8 +44,8 @@ if __name__ == "__main__":
     dtype = getattr(torch, sys.argv[2])
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = torch.ones(2, 64, 28, 28, dtype=dtype).to(memory_format=memory_format)
-        lines = torch.ones(2, 64, 56, dtype=dtype)
-        kernels.pool(x, "avg+max", True)
-        kernels.gate(x, lines)
-        kernels.gate_backward(x, x, lines)
-        kernels.pool_backward(x, None, lines, "avg+max", x, lines)
+        features = torch.ones(2, 64, 56, dtype=dtype)
+        kernels.pool(x, "avg+max")
+        kernels.gate(x, features)
+        kernels.gate_backward(x, x, features)
+        kernels.pool_backward(x, features, features, features, x, features)

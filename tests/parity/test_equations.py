@@ -10,7 +10,7 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 
 import gca
-from gca.ops import POOLS, axis_gate, axis_pool, reference
+from gca.ops import POOLS, axis_gate, axis_pool, backend
 from tests.conftest import randomize
 
 Vector = list[float]
@@ -41,9 +41,9 @@ def norm(bn: nn.BatchNorm2d, f: Vector) -> Vector:
     return [(v - mean) / (var + bn.eps) ** 0.5 * weight + bias for v, mean, var, weight, bias in parameters]
 
 
-def describe(values: Vector, pool: str) -> float:
-    avg, peak = sum(values) / len(values), max(values)
-    return {"avg": avg, "max": peak, "avg+max": avg + peak}[pool]
+def pooled(values: Vector, pool: str) -> float:
+    avg, top = sum(values) / len(values), max(values)
+    return {"avg": avg, "max": top, "avg+max": avg + top}[pool]
 
 
 def grouped_coordinate(layer: gca.GroupedCoordinateAttention, x: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def grouped_coordinate(layer: gca.GroupedCoordinateAttention, x: Tensor) -> Tens
     y = torch.empty_like(x)
     for n, g in product(range(b), range(layer.groups)):
         group = x[n, g * width : (g + 1) * width].tolist()
-        rows = [[describe(channel[i], layer.pool) for channel in group] for i in range(h)]  # equation 2
-        columns = [[describe([row[j] for row in channel], layer.pool) for channel in group] for j in range(w)]  # 3
+        rows = [[pooled(channel[i], layer.pool) for channel in group] for i in range(h)]  # equation 2
+        columns = [[pooled([row[j] for row in channel], layer.pool) for channel in group] for j in range(w)]  # 3
         gates = []
         for f in rows + columns:  # equation 4, position by position
             hidden = [relu(v) for v in norm(layer.bn1, affine(layer.conv1, f))]
@@ -73,9 +73,9 @@ def coordinate(layer: gca.CoordinateAttention, x: Tensor) -> Tensor:
         def encode(f: Vector) -> Vector:
             return [hardswish(v) for v in norm(layer.bn1, affine(layer.conv1, f))]
 
-        gate_h = [affine(layer.conv_h, encode([describe(channel[i], "avg") for channel in image])) for i in range(h)]
+        gate_h = [affine(layer.conv_h, encode([pooled(channel[i], "avg") for channel in image])) for i in range(h)]
         gate_w = [
-            affine(layer.conv_w, encode([describe([row[j] for row in channel], "avg") for channel in image]))
+            affine(layer.conv_w, encode([pooled([row[j] for row in channel], "avg") for channel in image]))
             for j in range(w)
         ]
         for k, i, j in product(range(c), range(h), range(w)):
@@ -100,11 +100,11 @@ def cbam(layer: gca.CBAM, x: Tensor) -> Tensor:
     kernel = layer.conv.weight[0].tolist()
     for n in range(b):
         flat = [channel.flatten().tolist() for channel in x[n]]
-        by_avg = affine(layer.fc2, [relu(v) for v in affine(layer.fc1, [describe(v, "avg") for v in flat])])
-        by_max = affine(layer.fc2, [relu(v) for v in affine(layer.fc1, [describe(v, "max") for v in flat])])
+        by_avg = affine(layer.fc2, [relu(v) for v in affine(layer.fc1, [pooled(v, "avg") for v in flat])])
+        by_max = affine(layer.fc2, [relu(v) for v in affine(layer.fc1, [pooled(v, "max") for v in flat])])
         gated = [(x[n, k] * sigmoid(by_avg[k] + by_max[k])).tolist() for k in range(c)]
         maps = [
-            [[describe([channel[i][j] for channel in gated], pool) for j in range(w)] for i in range(h)]
+            [[pooled([channel[i][j] for channel in gated], pool) for j in range(w)] for i in range(h)]
             for pool in ("avg", "max")
         ]
         for i, j in product(range(h), range(w)):
@@ -148,8 +148,8 @@ def test_batch_norm_of_gca_sees_every_group_row_and_column(layout: torch.memory_
     layer = gca.GroupedCoordinateAttention(8, dtype=torch.float64)
     x = torch.randn(3, 8, 4, 5, dtype=torch.float64).contiguous(memory_format=layout)
     layer(x)
-    pooled = torch.cat((x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)), dim=2)  # (3, 8, 9)
-    positions = torch.cat((pooled[:, :4], pooled[:, 4:])).movedim(1, -1).reshape(-1, 4)  # every group of every image
+    features = torch.cat((x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)), dim=2)  # (3, 8, 9)
+    positions = torch.cat((features[:, :4], features[:, 4:])).movedim(1, -1).reshape(-1, 4)  # every group of every image
     hidden = positions @ layer.conv1.weight[:, :, 0, 0].T
     torch.testing.assert_close(layer.bn1.running_mean, 0.1 * hidden.mean(0))
     torch.testing.assert_close(layer.bn1.running_var, 0.9 + 0.1 * hidden.var(0))
@@ -186,11 +186,12 @@ def test_gradients_are_those_of_finite_differences(
 @pytest.mark.parametrize("size", [(6, 9), (1, 5), (4, 1)])
 def test_ops_equal_their_formulas(pool: str, layout: torch.memory_format, size: tuple[int, int]) -> None:
     x = torch.randn(2, 8, *size).contiguous(memory_format=layout)
-    for ours, formula in zip(axis_pool(x, pool), reference.axis_pool(x.double(), pool), strict=True):
-        torch.testing.assert_close(ours.double(), formula, rtol=1e-6, atol=1e-6)
     gates = torch.rand(2, 8, size[0]), torch.rand(2, 8, size[1])
-    expected = reference.axis_gate(x.double(), *(gate.double() for gate in gates))
-    torch.testing.assert_close(axis_gate(x, *gates).double(), expected, rtol=1e-6, atol=1e-6)
+    ours = (*axis_pool(x, pool), axis_gate(x, *gates))
+    with backend("reference"):
+        formulas = (*axis_pool(x.double(), pool), axis_gate(x.double(), *(gate.double() for gate in gates)))
+    for actual, formula in zip(ours, formulas, strict=True):
+        torch.testing.assert_close(actual.double(), formula, rtol=1e-6, atol=1e-6)
 
 
 def test_gradient_of_the_maximum_is_shared_among_ties() -> None:

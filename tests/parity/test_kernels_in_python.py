@@ -1,6 +1,6 @@
 """The kernels of Triton and numba run as Python, which has to be chosen before they are imported.
 
-That is the only way to run Triton's without a GPU, and the one in which lines can be counted as tested. Compiled they
+That is the only way to run Triton's without a GPU, and the one in which lines of code can be counted as tested. Compiled they
 can be without one.
 """
 
@@ -22,7 +22,7 @@ def run_tests(environment: dict[str, str], which: str, *files: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which]
     if coverage.Coverage.current():  # counted into the same result
         command[2:3] = ["coverage", "run", "--parallel-mode", "-m", "pytest"]
-    command += ["-W", "ignore::RuntimeWarning:gca.ops.numba"]  # numpy warns of the x / 0 that the loops mean
+    command += ["-W", "ignore::RuntimeWarning:gca.ops.numba.kernels"]  # numpy warns of the x / 0 that the loops mean
     command += ["-W", "ignore::RuntimeWarning:triton.runtime.interpreter"]  # likewise
     command += ["-W", "ignore:Conversion of an array with ndim > 0:DeprecationWarning"]  # interpreter of triton 3.4
     command += [str(Path(__file__).with_name(file)) for file in files]
@@ -66,16 +66,16 @@ def test_triton_compiles_for_gpus_that_are_not_here(capability: str, dtype: str,
 
 @pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")
 def test_numba() -> None:
-    which = "lane or numba and not strided and not transposed and (size0 or ties or asked_for)"
-    run_tests(NUMBA, which, "test_lanes.py", "test_ops.py")
+    which = "element or numba and not strided and not transposed and (size0 or ties or asked_for)"
+    run_tests(NUMBA, which, "test_simd.py", "test_ops.py")
 
 
 def test_triton_refuses_images_beyond_its_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = pytest.importorskip("gca.ops.triton")
     monkeypatch.setattr(kernels, "INTERPRETED", True)
-    one = torch.zeros(1)
-    assert kernels.refuses(one.expand(64, 2**15, 2**8, 2**8 - 1)) is None
-    assert "2147483648" in kernels.refuses(one.expand(1, 2**15, 2**8, 2**8))
+    kind = torch.device("cpu"), torch.float32
+    assert kernels.unsupported(*kind, torch.Size((64, 2**15, 2**8, 2**8 - 1))) is None
+    assert "2147483648" in kernels.unsupported(*kind, torch.Size((1, 2**15, 2**8, 2**8)))
 
 
 def test_triton_says_why_it_cannot_run_a_kernel() -> None:

@@ -1,8 +1,9 @@
-"""Every implementation of the two operations against the formulas, in float64."""
+"""Every backend of the two operations against the formulas, in float64."""
 
 import importlib.util
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gca
 from gca import ops
-from gca.ops import POOLS, autograd, eager, reference
+from gca.ops import POOLS, autograd
+from gca.ops.plain import combine
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FAST = [
@@ -30,9 +32,9 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "strided")
 
 
 @pytest.fixture(params=FAST)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     on_gpu = request.param == "triton" and not INTERPRETED
-    with torch.device("cuda" if on_gpu else "cpu"), ops.use(request.param):
+    with torch.device("cuda" if on_gpu else "cpu"), ops.backend(request.param):
         yield request.param
 
 
@@ -61,9 +63,14 @@ def example(size: tuple[int, int] = (6, 9), batch: int = 3, dtype: torch.dtype =
 
 def link(x: Tensor, gate_h: Tensor, gate_w: Tensor, pool: str = "avg+max") -> tuple[Tensor, ...]:
     """Pooled rows, pooled columns and gated x, as the layers compute them."""
-    pooled, again = ops.pool_lines(x, pool)
-    y = ops.gate_lines(again, torch.cat((gate_h, gate_w), dim=2))
-    return *pooled.split([x.shape[2], x.shape[3]], dim=2), y
+    pooled = []
+
+    def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
+        pooled.append(combine(means, maxima).to(x.dtype))
+        return torch.cat((gate_h, gate_w), dim=2)
+
+    y = autograd.attend(x, pool, gates_of)
+    return *pooled[0].split([x.shape[2], x.shape[3]], dim=2), y
 
 
 def run(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...], pool: str) -> list[Tensor]:
@@ -79,7 +86,7 @@ def run(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...], po
 
 
 def expect(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...], pool: str) -> list[Tensor]:
-    with ops.use("reference"):
+    with ops.backend("reference"):
         doubles = [t.double() for t in (x, gate_h, gate_w)]
         return run(*doubles, tuple(t.double() for t in grads), pool)
 
@@ -101,7 +108,7 @@ def assert_equal_but_for_roundings(x: Tensor, gates: tuple[Tensor, ...], grads: 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("pool", POOLS)
-def test_values_and_gradients_in_float64(implementation: str, pool: str, size: tuple[int, int], layout: str) -> None:
+def test_values_and_gradients_in_float64(backend: str, pool: str, size: tuple[int, int], layout: str) -> None:
     x, gate_h, gate_w, *grads = example(size)
     actual = run(lay_out(x, layout), gate_h, gate_w, (*grads[:2], lay_out(grads[2], layout)), pool)
     for ours, formula in zip(actual, expect(x, gate_h, gate_w, tuple(grads), pool), strict=True):
@@ -110,10 +117,10 @@ def test_values_and_gradients_in_float64(implementation: str, pool: str, size: t
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_narrow_types_accumulate_in_float32(implementation: str, dtype: torch.dtype, layout: str) -> None:
+def test_reduced_precision_accumulates_in_float32(backend: str, dtype: torch.dtype, layout: str) -> None:
     """Rows of 999: accumulated in bfloat16, whose sums of ones stop at 256, nothing would be left of the result."""
-    if implementation == "numba" and dtype != torch.float32:
-        pytest.skip("numba has no narrow floats")
+    if backend == "numba" and dtype != torch.float32:
+        pytest.skip("numba has no floats in reduced precision")
     x, gate_h, gate_w, *grads = example((5, 999), dtype=dtype)
     x = lay_out(x + 1, layout)
     assert_equal_but_for_roundings(x, (gate_h, gate_w), tuple(grads))
@@ -122,32 +129,21 @@ def test_narrow_types_accumulate_in_float32(implementation: str, dtype: torch.dt
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(64, 56, 56), (64, 28, 28), (64, 14, 14), (72, 7, 7), (24, 48, 80)])
-def test_shapes_of_networks(implementation: str, shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -> None:
+def test_shapes_of_networks(backend: str, shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -> None:
     """Those that blocks of kernels are chosen for, with gates that are parts of a longer tensor as in the layers."""
-    if implementation == "numba" and dtype != torch.float32:
-        pytest.skip("numba has no narrow floats")
+    if backend == "numba" and dtype != torch.float32:
+        pytest.skip("numba has no floats in reduced precision")
     c, h, w = shape
     x, grad = (lay_out(torch.randn(1, c, h, w).to(dtype), layout) for _ in range(2))
     gates, grads = (torch.rand(1, c, h + w).to(dtype).split([h, w], dim=2) for _ in range(2))
     assert_equal_but_for_roundings(x, gates, (*grads, grad))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("size", [(6, 9), (17, 20), (17, 40)])
-def test_torch_kernels_in_pieces(size: tuple[int, int], layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large inputs are computed piece by piece, the last of which may be smaller; here small ones are."""
-    for name in ("PIECE_FORWARD", "PIECE_BACKWARD"):
-        monkeypatch.setattr(eager, name, 12 * size[0] * size[1])  # of 40 planes
-    x, gate_h, gate_w, *grads = example(size, batch=5, dtype=torch.float32)
-    with ops.use("torch"):
-        assert_equal_but_for_roundings(lay_out(x, layout), (gate_h, gate_w), tuple(grads))
-
-
 @pytest.mark.parametrize("pool", ["max", "avg+max"])
 @pytest.mark.parametrize("size", [(6, 9), (17, 40)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ties_share_the_gradient_of_the_maximum(
-    implementation: str, layout: str, size: tuple[int, int], pool: str
+    backend: str, layout: str, size: tuple[int, int], pool: str
 ) -> None:
     x, gate_h, gate_w, *grads = example(size)
     x = x.relu().round()  # most rows have several maxima, some are zero throughout
@@ -163,7 +159,7 @@ def test_ties_share_the_gradient_of_the_maximum(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf_propagate(
-    implementation: str, value: float, layout: str, size: tuple[int, int], pool: str
+    backend: str, value: float, layout: str, size: tuple[int, int], pool: str
 ) -> None:
     x, gate_h, gate_w, *grads = example(size)
     for b in range(3):  # first, last and inner positions
@@ -176,7 +172,7 @@ def test_nan_and_inf_propagate(
 
 @pytest.mark.parametrize("size", [(6, 9), (17, 40)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_tie_beside_a_nan(implementation: str, layout: str, size: tuple[int, int]) -> None:
+def test_a_tie_beside_a_nan(backend: str, layout: str, size: tuple[int, int]) -> None:
     """In all there are as many maxima as lines: the line with the NaN has none, and another has two."""
     x, gate_h, gate_w, *grads = example(size)
     x[0, 0, 0, 0] = float("nan")
@@ -187,37 +183,43 @@ def test_a_tie_beside_a_nan(implementation: str, layout: str, size: tuple[int, i
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_empty_batch(implementation: str, layout: str) -> None:
+def test_empty_batch(backend: str, layout: str) -> None:
     x, gate_h, gate_w, *grads = example(batch=0)
     shapes = [t.shape for t in run(lay_out(x, layout), gate_h, gate_w, tuple(grads), "avg+max")]
     assert shapes == [t.shape for t in expect(x, gate_h, gate_w, tuple(grads), "avg+max")]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_layout_is_kept(implementation: str, layout: str) -> None:
+def test_layout_is_kept(backend: str, layout: str) -> None:
     x, gate_h, gate_w, *grads = example(dtype=torch.float32)
     *_, y, grad_x, _, _, linked_x, _, _ = run(lay_out(x, layout), gate_h, gate_w, tuple(grads), "avg+max")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert y.is_contiguous(memory_format=memory_format)
-    if implementation != "plain":  # torch lays the formula's gradient out as it likes
+    if backend != "plain":  # torch lays the formula's gradient out as it likes
         assert linked_x.is_contiguous(memory_format=memory_format)
         assert grad_x.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_first_and_second_derivatives_are_those_of_finite_differences(implementation: str, pool: str) -> None:
+def test_first_and_second_derivatives_are_those_of_finite_differences(backend: str, pool: str) -> None:
     x, gate_h, gate_w, *_ = (leaf(t[:2, :2]) for t in example((3, 4)))
 
     def linked(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
-        pooled, again = ops.pool_lines(x, pool)
-        return pooled.sin(), ops.gate_lines(again, torch.cat((gate_h, gate_w), dim=2) * pooled)
+        pooled = []
+
+        def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
+            pooled.append(combine(means, maxima))
+            return torch.cat((gate_h, gate_w), dim=2) * pooled[0]
+
+        y = autograd.attend(x, pool, gates_of)
+        return pooled[0].sin(), y
 
     assert torch.autograd.gradcheck(linked, (x, gate_h, gate_w))
     assert torch.autograd.gradgradcheck(linked, (x, gate_h, gate_w))
 
 
 @pytest.mark.parametrize("frozen", [(), (0,), (1, 2), (0, 1), (2,)])
-def test_only_what_is_asked_for_gets_a_gradient(implementation: str, frozen: tuple[int, ...]) -> None:
+def test_only_what_is_asked_for_gets_a_gradient(backend: str, frozen: tuple[int, ...]) -> None:
     *inputs, grad_h, grad_w, grad = example()
     inputs = [t.requires_grad_(i not in frozen) for i, t in enumerate(inputs)]
     outputs = [(t, g) for t, g in zip(link(*inputs), (grad_h, grad_w, grad), strict=True) if t.requires_grad]
@@ -233,7 +235,7 @@ def test_only_what_is_asked_for_gets_a_gradient(implementation: str, frozen: tup
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_without_backward_the_same_is_computed_without_autograd(
-    implementation: str, pool: str, layout: str, monkeypatch: pytest.MonkeyPatch
+    backend: str, pool: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, gate_h, gate_w, *_ = example()
     inputs = lay_out(x, layout), gate_h, gate_w
@@ -250,11 +252,11 @@ def test_without_backward_the_same_is_computed_without_autograd(
             assert t.stride() == theirs.stride()
 
 
-def test_each_output_alone_and_backward_twice(implementation: str) -> None:
+def test_each_output_alone_and_backward_twice(backend: str) -> None:
     x, gate_h, gate_w, *grads = example()
     formulas = []
-    for name in ("reference", implementation):
-        with ops.use(name):
+    for name in ("reference", backend):
+        with ops.backend(name):
             x_ = leaf(x)
             pooled_h, pooled_w, y = link(x_, gate_h, gate_w)
             results = [
@@ -267,23 +269,42 @@ def test_each_output_alone_and_backward_twice(implementation: str) -> None:
         torch.testing.assert_close(ours, formula)
 
 
-def test_the_handed_on_x_has_one_consumer(implementation: str) -> None:
-    if implementation == "plain":
-        pytest.skip("nothing is handed over")
-    x, gate_h, gate_w, *_ = example()
-    _, again = ops.pool_lines(leaf(x))
-    y = ops.gate_lines(again, torch.cat((gate_h, gate_w), dim=2)) + again
-    with pytest.raises(RuntimeError, match="was used by something other than one gate_lines; use axis_pool"):
-        y.sum().backward()
+@pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention, gca.CoordinateAttention])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_second_backward_without_create_graph(backend: str, layout: str, layer: type[torch.nn.Module]) -> None:
+    """As a gradient penalty does: both passes go through the layer, one of them differentiable and the other not."""
+    module = layer(8, 4, dtype=torch.float64)
+    x = lay_out(torch.randn(2, 8, 5, 6, dtype=torch.float64), layout)
+    results = []
+    for name in ("reference", backend):
+        with ops.backend(name):
+            module.zero_grad()
+            x_ = leaf(x)
+            y = module(x_)
+            (grad,) = torch.autograd.grad(y.square().sum(), x_, create_graph=True)
+            (grad.square().sum() + y.sum()).backward()
+            results.append([x_.grad, *(p.grad.clone() for p in module.parameters())])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
+
+
+def test_a_backward_that_does_not_reach_x_leaves_nothing_behind(backend: str) -> None:
+    """What the gate sends to the pool goes with the gradients of one pass; the next pass has its own."""
+    x, gate_h, gate_w, grad_h, grad_w, grad = example()
+    x, gate_h, gate_w = leaf(x), leaf(gate_h), leaf(gate_w)
+    pooled_h, pooled_w, y = link(x, gate_h, gate_w)
+    torch.autograd.grad(y, (gate_h, gate_w), grad, retain_graph=True)
+    (alone,) = torch.autograd.grad((pooled_h, pooled_w), x, (grad_h, grad_w), retain_graph=True)
+    (formula,) = torch.autograd.grad(ops.axis_pool(x), x, (grad_h, grad_w))
+    torch.testing.assert_close(alone, formula)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_layer_under_hooks_checkpoint_and_a_second_use_of_its_input(implementation: str, reentrant: bool) -> None:
+def test_layer_under_hooks_checkpoint_and_a_second_use_of_its_input(backend: str, reentrant: bool) -> None:
     layer = gca.GroupedCoordinateAttention(8, dtype=torch.float64)
     x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     results = []
-    for name, wrap in (("reference", False), (implementation, False), (implementation, True)):
-        with ops.use(name):
+    for name, wrap in (("reference", False), (backend, False), (backend, True)):
+        with ops.backend(name):
             layer.zero_grad()
             x_ = leaf(x)
             seen: list[Tensor] = []
@@ -296,8 +317,8 @@ def test_layer_under_hooks_checkpoint_and_a_second_use_of_its_input(implementati
         torch.testing.assert_close(others, results[0])
 
 
-def test_memory_saved_for_backward_is_x_and_small_tensors(implementation: str) -> None:
-    if implementation == "plain":
+def test_memory_saved_for_backward_is_x_and_small_tensors(backend: str) -> None:
+    if backend == "plain":
         pytest.skip("the formula saves more")
     layer = gca.GroupedCoordinateAttention(16)
     x = torch.randn(2, 16, 32, 32, requires_grad=True)
@@ -316,7 +337,7 @@ def test_memory_saved_for_backward_is_x_and_small_tensors(implementation: str) -
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("side", [7, 28])
-def test_autocast_narrows_no_gradient(implementation: str, side: int, layout: str) -> None:
+def test_autocast_rounds_no_gradient(backend: str, side: int, layout: str) -> None:
     """Of what is float32: backward may run inside of autocast too."""
     x, grad = (lay_out(torch.randn(1, 64, side, side), layout) for _ in range(2))
     gates, grads = (torch.rand(1, 64, 2 * side).split(side, dim=2) for _ in range(2))
@@ -324,11 +345,35 @@ def test_autocast_narrows_no_gradient(implementation: str, side: int, layout: st
         assert_equal_but_for_roundings(x, gates, (*grads, grad))
 
 
-def test_autocast_keeps_the_dtype_of_x(implementation: str) -> None:
+def test_autocast_keeps_the_dtype_of_x(backend: str) -> None:
     x = torch.randn(2, 8, 5, 6)
     gates = torch.rand(2, 8, 5), torch.rand(2, 8, 6)
     with torch.autocast(x.device.type, torch.bfloat16):
         assert {t.dtype for t in ops.axis_pool(x)} == {torch.float32}
         y = ops.axis_gate(x, *(g.bfloat16() for g in gates))
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y, reference.axis_gate(x, *(g.bfloat16().float() for g in gates)))
+    torch.testing.assert_close(y, x * gates[0].bfloat16().float()[..., None] * gates[1].bfloat16().float()[:, :, None])
+
+
+@pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention, gca.CoordinateAttention])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_trainings_in_threads_are_exact(
+    backend: str, layout: str, layer: type[torch.nn.Module]
+) -> None:
+    """Several forwards and backwards at once, of one layer and each of its own, also by way of one graph."""
+    if backend == "triton":
+        pytest.skip("its interpreter is not made for threads")
+    module = layer(8, 4).eval()
+    images = [lay_out(torch.randn(2, 8, 13, 17), layout) for _ in range(16)]
+
+    def step(x: Tensor) -> list[Tensor]:
+        x = leaf(x)
+        with ops.backend(backend):
+            y = module(x)
+        gradients = torch.autograd.grad(y.square().sum(), (x, *module.parameters()), retain_graph=True)
+        return [y.detach(), *gradients, *torch.autograd.grad(y.sum(), x)]
+
+    expected = [step(image) for image in images]
+    with ThreadPoolExecutor(4) as callers:
+        for ours, theirs in zip(callers.map(step, images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -1,13 +1,15 @@
-"""The choice among implementations of the operations."""
+"""The choice among backends of the operations."""
 
+import asyncio
 import copy
 import os
 import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from torch import Tensor
 
 import gca
 from gca import ops
-from gca.ops import choice
-from gca.ops.layout import channels_innermost
+from gca.ops import autograd, dispatch
+from gca.ops.layout import merge_groups, split_groups
 
 
 @pytest.fixture
@@ -28,83 +30,83 @@ def x() -> Tensor:
 
 @pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = choice._load
-    absent = (None, "No module named 'numba'; " + choice.REMEDIES["numba"])
-    monkeypatch.setattr(choice, "_load", lambda path: absent if path == "gca.ops.numba" else load(path))
+    load = dispatch._load
+    absent = (None, "No module named 'numba'; " + dispatch.REMEDIES["numba"])
+    monkeypatch.setattr(dispatch, "_load", lambda name: absent if name == "numba" else load(name))
 
 
 def test_automatic_choice(x: Tensor) -> None:
-    best = "torch" if ops.unavailable()["numba"] else "numba"
-    assert ops.chosen(x) == ops.chosen(x.double()) == best
-    assert ops.chosen(x.bfloat16()) == ops.chosen(x.half()) == "torch"
-    assert ops.chosen(x.to("meta")) == "plain"
+    best = "torch" if ops.backends()["numba"] else "numba"
+    assert ops.selected(x) == ops.selected(x.double()) == best
+    assert ops.selected(x.bfloat16()) == ops.selected(x.half()) == "torch"
+    assert ops.selected(x.to("meta")) == "plain"
 
 
 def test_automatic_choice_without_numba(x: Tensor, without_numba: None) -> None:
-    assert ops.chosen(x) == "torch"
-    assert ops.unavailable()["numba"] == "No module named 'numba'; pip install \"gca-attn[cpu]\""
-    with pytest.raises(ops.ImplementationError, match=r"'numba' is not available: .* pip install \"gca-attn\[cpu\]\""):
-        ops.use("numba")
-    assert ops.chosen(x) == "torch"
+    assert ops.selected(x) == "torch"
+    assert ops.backends()["numba"] == "No module named 'numba'; pip install \"gca-attn[cpu]\""
+    with pytest.raises(ops.BackendError, match=r"'numba' is not available: .* pip install \"gca-attn\[cpu\]\""):
+        ops.backend("numba")
+    assert ops.selected(x) == "torch"
 
 
-def test_use_as_context_manager_and_as_function(x: Tensor) -> None:
-    automatic = ops.chosen(x)
-    with ops.use("reference"):
-        assert ops.chosen(x) == "reference"
-        with ops.use("plain"):
-            assert ops.chosen(x) == "plain"
-        with ops.use(None):
-            assert ops.chosen(x) == automatic
-        assert ops.chosen(x) == "reference"
-    assert ops.chosen(x) == automatic
-    restore = ops.use("torch")
+def test_backend_as_context_manager_and_as_function(x: Tensor) -> None:
+    automatic = ops.selected(x)
+    with ops.backend("reference"):
+        assert ops.selected(x) == "reference"
+        with ops.backend("plain"):
+            assert ops.selected(x) == "plain"
+        with ops.backend(None):
+            assert ops.selected(x) == automatic
+        assert ops.selected(x) == "reference"
+    assert ops.selected(x) == automatic
+    restore = ops.backend("torch")
     try:
-        assert ops.chosen(x) == "torch"
+        assert ops.selected(x) == "torch"
     finally:
         restore.__exit__(None, None, None)
-    assert ops.chosen(x) == automatic
+    assert ops.selected(x) == automatic
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or bool(ops.unavailable()["triton"]), reason="needs a GPU and triton")
+@pytest.mark.skipif(not torch.cuda.is_available() or bool(ops.backends()["triton"]), reason="needs a GPU and triton")
 def test_choice_on_a_gpu() -> None:
-    assert ops.chosen(torch.empty(4, 16, 256, 256, device="cuda")) == "plain"  # launching is what takes time
-    assert ops.chosen(torch.empty(5, 16, 256, 256, device="cuda")) == "triton"
-    assert ops.chosen(torch.empty(5, 16, 32, 2**13, device="cuda")) == "plain"  # wider than the kernels go
+    assert ops.selected(torch.empty(4, 16, 256, 256, device="cuda")) == "plain"  # launching is what takes time
+    assert ops.selected(torch.empty(5, 16, 256, 256, device="cuda")) == "triton"
+    assert ops.selected(torch.empty(5, 16, 32, 2**13, device="cuda")) == "plain"  # wider than the kernels go
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"no implementation is called 'cuda'; choose one of reference, plain, torch"):
-        ops.use("cuda")
+    with pytest.raises(ValueError, match=r"no backend is called 'cuda'; choose one of reference, plain, torch"):
+        ops.backend("cuda")
 
 
-def test_what_an_implementation_cannot_take_is_refused_and_not_replaced(x: Tensor) -> None:
+def test_what_a_backend_cannot_take_is_refused_and_not_replaced(x: Tensor) -> None:
     gates = torch.rand(2, 8, 5), torch.rand(2, 8, 6)
-    with ops.use("torch"):
-        with pytest.raises(ops.ImplementationError, match=r"'torch' cannot take x: it needs floating point, got .*int"):
+    with ops.backend("torch"):
+        with pytest.raises(ops.BackendError, match=r"'torch' cannot take x: it needs floating point, got .*int"):
             ops.axis_gate(x.long(), *gates)
         with pytest.raises(
-            ops.ImplementationError, match=r"'torch' cannot be captured .* use\(None\) or use\(\"plain\"\)"
+            ops.BackendError, match=r"'torch' cannot take x: a graph is traced .*; backend\(None\) chooses one that can"
         ):
             torch.func.vmap(ops.axis_pool)(x[None])
-    if ops.unavailable()["numba"] is None:
-        with ops.use("numba"):
+    if ops.backends()["numba"] is None:
+        with ops.backend("numba"):
             with pytest.raises(
-                ops.ImplementationError, match=r"'numba' cannot take x: it takes float32 and float64, got"
+                ops.BackendError, match=r"'numba' cannot take x: it takes float32 and float64, got"
             ):
                 ops.axis_pool(x.half())
-            with pytest.raises(ops.ImplementationError, match=r"'numba' cannot take x: it runs on CPU, got meta"):
+            with pytest.raises(ops.BackendError, match=r"'numba' cannot take x: it runs on CPU, got meta"):
                 ops.axis_pool(x.to("meta"))
-    if ops.unavailable()["triton"] is None:
-        with ops.use("triton"), pytest.raises(ops.ImplementationError, match=r"it runs on CUDA, got (cpu|meta)"):
+    if ops.backends()["triton"] is None:
+        with ops.backend("triton"), pytest.raises(ops.BackendError, match=r"it runs on CUDA, got (cpu|meta)"):
             ops.axis_pool(x.to("meta"))
 
 
 @pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention(8), gca.CoordinateAttention(8, 4)])
-def test_captured_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tensor) -> None:
+def test_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tensor) -> None:
     layer = copy.deepcopy(layer).eval()
     torch.compiler.reset()
-    with ops.use("plain"):
+    with ops.backend("plain"):
         expected = layer(x)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), expected)
@@ -114,28 +116,70 @@ def test_captured_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tenso
     torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], expected)
 
 
-class _AddIfInnermost(torch.nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        if channels_innermost(x):
-            return x + 1
-        return x
+def test_why_backends_cannot_take_an_input(x: Tensor) -> None:
+    reasons = ops.backends(x.long())
+    assert reasons["reference"] is reasons["plain"] is None
+    assert reasons["torch"] == "it needs floating point, got torch.int64"
+    assert ops.backends(x)["torch"] is None
+    if ops.backends()["triton"] is None and not torch.cuda.is_available():
+        assert ops.backends(x)["triton"] == "it runs on CUDA, got cpu"
 
 
-def test_where_channels_are_innermost(x: Tensor) -> None:
-    ask, last = _AddIfInnermost(), x.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(ask(last), x + 1)
-    assert torch.equal(ask(x), x)
-    assert torch.equal(ask(last[:, :1]), x[:, :1])
-    compiled = torch.compile(ask, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(x), x + 1)
-    assert torch.equal(compiled(last), x + 1)
+def test_blocks_that_end_interleaved(x: Tensor) -> None:
+    automatic = ops.selected(x)
+    first, second = ops.backend("plain"), ops.backend("reference")
+    first.__exit__(None, None, None)
+    assert ops.selected(x) == "reference"
+    second.__exit__(None, None, None)
+    assert ops.selected(x) == automatic
+
+
+def test_no_thread_and_no_task_decides_for_another(x: Tensor) -> None:
+    automatic = ops.selected(x)
+    with ops.backend("plain"), ThreadPoolExecutor(1) as other:
+        assert other.submit(ops.selected, x).result() == automatic
+        other.submit(ops.backend, "reference").result()
+        assert ops.selected(x) == "plain"
+
+    async def task(name: str) -> str:
+        with ops.backend(name):
+            await asyncio.sleep(0)  # the other one enters its block
+            return ops.selected(x)
+
+    async def both() -> list[str]:
+        return await asyncio.gather(task("plain"), task("reference"))
+
+    assert asyncio.run(both()) == ["plain", "reference"]
+    assert ops.selected(x) == automatic
+
+
+class _SplitAndMerge(torch.nn.Module):
+    """Whether groups become columns of one image shows in how many images there are."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        images = split_groups(features, 2)
+        return images, merge_groups(images, features)
+
+
+def test_groups_of_neighbouring_channels_are_one_image(x: Tensor) -> None:
+    module, features = _SplitAndMerge(), torch.randn(3, 8, 11)
+    last = features.transpose(1, 2).contiguous().transpose(1, 2)
+    for one, images in ((features, 6), (last, 1), (last[:0], 0)):
+        split, merged = module(one)
+        assert len(split) == images
+        assert torch.equal(merged, one)
+        assert split.untyped_storage().data_ptr() == one.untyped_storage().data_ptr()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    assert len(compiled(last)[0]) == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.*")  # deprecated, but still in use
-        others = [torch.jit.script(ask), torch.jit.trace(ask, last, check_trace=False)]
-    others += [torch.export.export(ask, (last,), strict=strict).module() for strict in (True, False)]
-    for plain in (*others, torch.fx.symbolic_trace(ask)):
-        assert torch.equal(plain(last), x)
-    assert torch.equal(torch.func.vmap(ask)(last[None])[0], x)
+        others = [torch.jit.script(module), torch.jit.trace(module, last, check_trace=False)]
+    others += [torch.export.export(module, (last,), strict=strict).module() for strict in (True, False)]
+    for plain in (*others, torch.fx.symbolic_trace(module)):
+        split, merged = plain(last)
+        assert len(split) == 6
+        assert torch.equal(merged, last)
+    assert torch.func.vmap(module)(last[None])[0].shape[1] == 6
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")  # torch itself, on first use
@@ -169,7 +213,7 @@ def test_importing_gca_loads_no_compiler() -> None:
 @pytest.fixture(params=["openmp", "python"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, where every element is worth a thread."""
-    module = pytest.importorskip("gca.ops.threads", reason="needs numba")
+    module = pytest.importorskip("gca.ops.numba.threads", reason="needs numba")
     monkeypatch.setattr(module, "GRAIN", 1)
     if request.param == "python":
         monkeypatch.setattr(module, "_openmp", lambda: None)
@@ -183,14 +227,19 @@ def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
     monkeypatch.setattr(torch, "get_num_threads", lambda: number)
     layer = gca.GroupedCoordinateAttention(8).eval()
     images = [torch.randn(2, 8, 7, 9) for _ in range(8)]
-    with ops.use("plain"), torch.no_grad():
+    with ops.backend("plain"), torch.no_grad():
         expected = [layer(image) for image in images]
-    with ops.use("numba"), ThreadPoolExecutor(4) as callers:
-        actual = list(callers.map(lambda image: layer(image).detach(), images))
+
+    def call(image: Tensor) -> Tensor:
+        with ops.backend("numba"):
+            return layer(image).detach()
+
+    with ThreadPoolExecutor(4) as callers:
+        actual = list(callers.map(call, images))
     torch.testing.assert_close(actual, expected)
     monkeypatch.undo()
     before = torch.get_num_threads()
-    with ops.use("numba"):
+    with ops.backend("numba"):
         layer(images[0])
     assert torch.get_num_threads() == before
 
@@ -199,7 +248,7 @@ def test_numba_keeps_to_torchs_threads_and_serves_several_callers(
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the process has threads: that is the point
 def test_numba_after_a_fork(x: Tensor, threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    with ops.use("numba"):
+    with ops.backend("numba"):
         expected = ops.axis_pool(x)
         child = os.fork()
         if child == 0:
@@ -224,79 +273,120 @@ def test_every_task_is_done_once(number: int, tasks: int, threads: Any, monkeypa
     assert done.tolist() == [2] * tasks + [0]
 
 
-def of_all_loops(numba: Any, x: Tensor, of: str) -> Iterator[tuple[Any, list[Tensor], list[Any], list[int]]]:
-    """Loops over ``"planes"`` or ``"images"``: results, arrays (numbers are those of the results), and flags."""
-    b, c, h, w = x.shape
-    grad = torch.rand_like(x)
-    gates, shares = torch.rand(2, b, c, h + w, dtype=x.dtype)
-    with ops.use("reference"):
-        pooled, tops = ops.pool_lines(x)[0], ops.pool_lines(x, "max")[0]
-        inputs = x.clone().requires_grad_(), gates.clone().requires_grad_()
-        linked, again = ops.pool_lines(inputs[0])
-        y = ops.gate_lines(again, inputs[1])
-        grad_x, grad_gates = torch.autograd.grad((linked, y), inputs, (shares, grad))
-    yield getattr(numba, f"_gate_{of}"), [y.detach()], [x, 0, gates], []
-    yield getattr(numba, f"_pool_{of}"), [pooled, tops], [x, 0, 1], [1, 1, 1]
-    yield getattr(numba, f"_gate_backward_{of}"), [grad_gates], [grad, x, gates, 0], []
-    yield getattr(numba, f"_pool_backward_{of}"), [grad_x], [x, grad, 0, gates, tops, shares], [1, 1]
+def _leaf(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_()
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7])
-@pytest.mark.parametrize("columns", [1, 3, 7, 9])
-def test_numba_writes_nothing_beside_its_tasks(columns: int, rows: int, threads: Any) -> None:
-    from gca.ops import numba
-
-    lanes = numba._at_once(columns, numba.COLUMNS)
-    x = torch.rand(6, 1, rows, columns, dtype=torch.float64)
-    for loops, results, arrays, flags in of_all_loops(numba, x, "planes"):
-        into = [torch.full_like(result, 7) for result in results]
-        arrays = [array if isinstance(array, Tensor) else into[array] for array in arrays]
-        threads.run(loops(lanes, np.float64), 5, x.numel(), [rows, columns, *flags], arrays)
-        for ours, formula in zip(into, results, strict=True):
-            torch.testing.assert_close(ours[:5], formula[:5])
-            assert (ours[5] == 7).all()
+KERNELS = ("gate", "pool", "gate_backward", "pool_backward")
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("parts", [1, 2, 3])
-@pytest.mark.parametrize("channels", [3, 19, 70])
-def test_numba_does_images_in_parts(channels: int, parts: int, threads: Any) -> None:
+@pytest.mark.parametrize("inner", [1, 3, 9, 19, 70])
+@pytest.mark.parametrize("h", [1, 4, 7])
+def test_numba_writes_nothing_beside_its_tasks(
+    h: int, inner: int, parts: int, channels_last: bool, threads: Any
+) -> None:
+    """Of three images or planes only two are done; in channels_last each in some parts of its channels."""
+    if not channels_last and parts > 1:
+        pytest.skip("planes are done whole")
     from gca.ops import numba
+    from gca.ops.numba import kernels
+
+    outer = 5 if channels_last else 1
+    sizes = numba.VECTORS_OF_CHANNELS if channels_last else numba.VECTORS_OF_COLUMNS
+    vector = next(size for size in sizes if size <= inner)
+    shape = (3, inner, h, outer) if channels_last else (3, 1, h, inner)
 
     def in_order(t: Tensor) -> Tensor:
-        return t.movedim(1, -1).contiguous()
+        return t.movedim(1, -1).contiguous() if channels_last else t.contiguous()
 
-    lanes = numba._at_once(channels, numba.CHANNELS)
-    x = torch.rand(3, channels, 4, 5, dtype=torch.float64)
-    for loops, results, arrays, flags in of_all_loops(numba, x, "images"):
+    x, grad = _leaf(torch.rand(shape, dtype=torch.float64)), torch.rand(shape, dtype=torch.float64)
+    gates, grad_means, grad_maxima = torch.rand(3, *shape[:2], h + shape[3], dtype=torch.float64)
+    gates = _leaf(gates)
+    features = []
+    with ops.backend("reference"):
+
+        def gates_of(*pooled: Tensor) -> Tensor:
+            features.extend(pooled)
+            return gates
+
+        y = autograd.attend(x, "avg+max", gates_of)
+        grads = torch.autograd.grad((y, *features), (x, gates), (grad, grad_means, grad_maxima))
+    means, maxima = (t.detach() for t in features)
+    cases = {
+        "gate": ([y.detach()], [x, 0, gates]),
+        "pool": ([means, maxima], [x, 0, 1]),
+        "gate_backward": ([grads[1]], [grad, x, gates, 0]),
+        "pool_backward": ([grads[0]], [x, grad, 0, gates, maxima, grad_means, grad_maxima]),
+    }
+    for name in KERNELS:
+        results, arrays = cases[name]
         into = [torch.full_like(in_order(result), 7) for result in results]
-        arrays = [in_order(array) if isinstance(array, Tensor) else into[array] for array in arrays]
-        threads.run(loops(lanes, np.float64), 2 * parts, x.numel(), [4, 5, channels, parts, *flags], arrays)
+        arrays = [in_order(array.detach()) if isinstance(array, Tensor) else into[array] for array in arrays]
+        loops = getattr(kernels, name)(vector, np.float64, channels_last)
+        threads.run(loops, 2 * parts, x.numel(), [h, outer, inner, parts, channels_last, 1, 1], arrays)
         for ours, formula in zip(into, results, strict=True):
-            torch.testing.assert_close(ours[:2], in_order(formula)[:2])
-            assert (ours[2] == 7).all()
+            torch.testing.assert_close(ours[:2], in_order(formula)[:2], msg=lambda m, name=name: f"{name}: {m}")
+            assert (ours[2] == 7).all(), name
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="compiles for a processor of AMD")
-@pytest.mark.parametrize(("of", "lanes"), [("planes", 8), ("images", 8), ("images", 32)])
-def test_numba_writes_without_masks(of: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = pytest.importorskip("gca.ops.threads", reason="needs numba")
+@pytest.mark.parametrize(("channels_last", "vector"), [(False, 8), (True, 8), (True, 32)])
+def test_numba_writes_without_masks(channels_last: bool, vector: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = pytest.importorskip("gca.ops.numba.threads", reason="needs numba")
     if threads.AS_PYTHON:
         pytest.skip("numba is told not to compile")
     import llvmlite.binding as llvm
-    import numba as compiler
 
-    from gca.ops import numba
+    from gca.ops.numba import kernels
 
-    # A kernel from disk has no code to show.
-    monkeypatch.setattr(threads, "cfunc", lambda signature, cache, **options: compiler.cfunc(signature, **options))
+    monkeypatch.setattr(threads, "_Cache", lambda loops: threads.caching.NullCache())  # from disk it has no code to show
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(cpu="znver3", opt=3)
-    for name in ("pool", "gate", "gate_backward", "pool_backward"):
-        loops = getattr(numba, f"_{name}_{of}").__wrapped__(lanes, np.float32)
-        code = machine.emit_assembly(llvm.parse_assembly(loops.inspect_llvm()))
+    for name in KERNELS:
+        loops = getattr(kernels, name).__wrapped__(vector, np.float32, channels_last)
+        code = machine.emit_assembly(llvm.parse_assembly(loops._library.get_llvm_str()))
         assert "%ymm" in code, name  # whole registers are used
         assert "vmaskmov" not in code, name
 
 
+def on_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Any, Callable[[], Any]]:
+    """The module that keeps kernels on disk, and a kernel made anew from what it keeps in a folder."""
+    threads = pytest.importorskip("gca.ops.numba.threads", reason="needs numba")
+    if threads.AS_PYTHON:
+        pytest.skip("numba is told not to compile")
+    from gca.ops.numba import kernels
+
+    monkeypatch.setattr(threads.config, "CACHE_DIR", str(folder))
+    return threads, lambda: kernels.gate.__wrapped__(8, np.float32, False)
+
+
+def test_kernels_on_disk_are_valid_until_a_file_of_theirs_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, kernel = on_disk(monkeypatch, tmp_path)
+    assert [kernel()._cache_hits, kernel()._cache_hits] == [0, 1]
+    monkeypatch.setattr(threads, "_SOURCES", b"simd.py has changed")
+    assert [kernel()._cache_hits, kernel()._cache_hits] == [0, 1]
+
+
+@pytest.mark.parametrize("fault", ["no place", "no room"])
+def test_numba_where_no_cache_can_be_written(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, kernel = on_disk(monkeypatch, tmp_path)
+    if fault == "no place":
+        monkeypatch.setattr(threads._Implementation, "_locator_classes", [])
+    else:
+
+        def full(*_: Any) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(threads.caching.IndexDataCacheFile, "save", full)
+    y = torch.zeros(1, 1, 2, 9)
+    threads.run(kernel(), 1, 18, [2, 1, 9, 1, 0], [torch.ones(1, 1, 2, 9), y, torch.full((1, 1, 11), 2.0)])
+    assert torch.equal(y, torch.full((1, 1, 2, 9), 4.0))
+    assert not list(tmp_path.rglob("*.nbc"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels of torch are linked to GNU OpenMP")
 def test_torchs_own_threads_are_found() -> None:
-    assert pytest.importorskip("gca.ops.threads", reason="needs numba")._openmp() is not None
+    assert pytest.importorskip("gca.ops.numba.threads", reason="needs numba")._openmp() is not None

@@ -5,15 +5,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def captured(x: Tensor) -> bool:
+def traced(x: Tensor) -> bool:
     """Under torch.compile, export, jit.trace, FX, torch.func, forward-mode differentiation or a dispatch mode.
 
-    torch has no public question for most of these; the tests ask each.
+    Kernels read and write memory behind torch's back, so that none of these would see them. torch answers publicly for
+    the first three; FX and tensor sub-classes show in the type. It has no public question for the last four, each of
+    which a test asks.
     """
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or type(x) not in (Tensor, torch.nn.Parameter)
-        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0

@@ -1,4 +1,4 @@
-"""Vectors inside numba functions against numpy, compiled or not."""
+"""SIMD vectors inside numba functions against numpy, compiled or not."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,17 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from gca.ops.lanes import has_nan, larger, load, maxima, spread, store, totals, where_equal, without  # noqa: E402
+from gca.ops.numba.simd import (  # noqa: E402
+    broadcast,
+    has_nan,
+    horizontal_maxima,
+    horizontal_sums,
+    load,
+    mask_first,
+    maximum,
+    store,
+    where_equal,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -34,13 +44,13 @@ def count(request: pytest.FixtureRequest) -> int:
         (lambda a, b, c: a + b, lambda a, b, c: a + b),
         (lambda a, b, c: a * b, lambda a, b, c: a * b),
         (lambda a, b, c: a / b, lambda a, b, c: a / b),
-        (lambda a, b, c: larger(a, b), lambda a, b, c: np.where(a > b, a, b)),
+        (lambda a, b, c: maximum(a, b), lambda a, b, c: np.where(a > b, a, b)),
         (lambda a, b, c: where_equal(a, b, c), lambda a, b, c: np.where(a == b, c, 0)),
-        (lambda a, b, c: without(a, 3), lambda a, b, c: np.where(np.arange(len(a)) < 3, 0, a)),
+        (lambda a, b, c: mask_first(a, 3), lambda a, b, c: np.where(np.arange(len(a)) < 3, 0, a)),
     ],
-    ids=["add", "multiply", "divide", "larger", "where_equal", "without"],
+    ids=["add", "multiply", "divide", "maximum", "where_equal", "mask_first"],
 )
-def test_lane_by_lane(numbers: Array, count: int, ours: Callable[..., Any], formula: Callable[..., Any]) -> None:
+def test_element_by_element(numbers: Array, count: int, ours: Callable[..., Any], formula: Callable[..., Any]) -> None:
     compiled = numba.njit(ours, error_model="numpy")
 
     @numba.njit
@@ -54,7 +64,7 @@ def test_lane_by_lane(numbers: Array, count: int, ours: Callable[..., Any], form
     np.testing.assert_array_equal(result[3 : 3 + count], formula(*(a[3 : 3 + count] for a in numbers)))
 
 
-def test_any_lane_that_is_nan(numbers: Array, count: int) -> None:
+def test_any_element_that_is_nan(numbers: Array, count: int) -> None:
     @numba.njit
     def run(a: Any) -> Any:
         return has_nan(load(a, 5, count))
@@ -72,24 +82,24 @@ def test_any_lane_that_is_nan(numbers: Array, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_each_of_several_vectors(numbers: Array, count: int) -> None:
     @numba.njit
-    def run(sums: Any, peaks: Any, a: Any) -> None:
-        store(sums, 2, totals(a, 5, count))
-        store(peaks, 2, maxima(a, 5, count))
+    def run(sums: Any, maxima: Any, a: Any) -> None:
+        store(sums, 2, horizontal_sums(a, 5, count))
+        store(maxima, 2, horizontal_maxima(a, 5, count))
 
     a = numbers[2]
-    sums, peaks = np.full((2, 80), 7, a.dtype)
-    run(sums, peaks, a)
-    for result, formula in ((sums, np.sum), (peaks, np.max)):
+    sums, maxima = np.full((2, 80), 7, a.dtype)
+    run(sums, maxima, a)
+    for result, formula in ((sums, np.sum), (maxima, np.max)):
         assert (result[:2] == 7).all()
         assert (result[2 + count :] == 7).all()
         vectors = a[5 : 5 + count * count].reshape(count, count)
         np.testing.assert_allclose(result[2 : 2 + count], formula(vectors, axis=1), rtol=1e-4, atol=1e-6)
 
 
-def test_one_number_in_all_lanes(numbers: Array, count: int) -> None:
+def test_one_number_in_all_elements(numbers: Array, count: int) -> None:
     @numba.njit
     def run(a: Any) -> None:
-        store(a, 1, spread(a[0], count))
+        store(a, 1, broadcast(a[0], count))
 
     a = numbers[2]
     expected = np.r_[np.full(1 + count, a[0]), a[1 + count :]]

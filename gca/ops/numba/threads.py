@@ -10,9 +10,11 @@ A loop function takes a job and nothing else, asks for its sizes and arrays by n
 """
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, cfunc, config, njit, types  # type: ignore[attr-defined]
-from numba.core import cgutils
+from numba import carray, config, njit, types  # type: ignore[attr-defined]
+from numba.core import caching, cgutils
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -34,11 +37,35 @@ _PIECES, _TASKS, _ARRAYS, _SIZES = 1, 2, 3, 4
 
 
 def compiled(loops: Callable[[Any], None]) -> Any:
-    """A loop function as machine code, from disk if it was compiled before."""
+    """A loop function as machine code, from disk if it was compiled before and there is a place to keep it."""
     if AS_PYTHON:
         return loops
     pointer = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
-    return cfunc(types.void(pointer), cache=True, error_model="numpy")(loops)
+    function = CFunc(loops, ((pointer,), types.void), {}, {"error_model": "numpy"})
+    with suppress(RuntimeError):  # no place to write to: compiled anew in every process
+        function._cache = _Cache(loops)
+    try:
+        function.compile()
+    except OSError:  # the place is full, or gone
+        function._cache = caching.NullCache()
+        function.compile()
+    return function
+
+
+class _Implementation(caching.CompileResultCacheImpl):
+    """Where numba keeps what it compiled, valid until any file of this package changes, not only that of the loops."""
+
+    _locator_classes = [
+        type(found.__name__, (found,), {"get_source_stamp": lambda self: _SOURCES})
+        for found in caching.CompileResultCacheImpl._locator_classes
+    ]
+
+
+class _Cache(caching.FunctionCache):
+    _impl_class = _Implementation
+
+
+_SOURCES = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).digest()
 
 
 def run(loops: Any, count: int, elements: int, sizes: Sequence[int], arrays: Sequence[Tensor]) -> None:
