@@ -295,7 +295,7 @@ def main() -> None:
         print(f"{counter}: {counted}")
     device = torch.device(options.device)
     where = machine(device)
-    where["implementation"] = ops.chosen(torch.empty(1, 1, 1, 1, device=device))
+    where["implementation"] = ops.selected(torch.empty(1, 1, 1, 1, device=device))
     summary = {
         "setting": setting,
         "counters": COUNTERS,

@@ -90,7 +90,7 @@ def kernels_or_plain(name: str, rows: Sequence[Row]) -> list[Row]:
         for contender, row in contenders.items():
             what, _, kernels = contender.partition(" ")
             plain = contenders.get(f"{what} plain")
-            if plain is None or what not in ("ops", "GCA") or kernels in ("plain", "literal", "compiled"):
+            if plain is None or what not in ("ops", "GCA") or kernels in ("plain", "naive", "compiled"):
                 continue
             for part in ("forward", "both"):
                 key = (contender, dtype, part, "above" if size > LIMIT else "up to")

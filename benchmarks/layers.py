@@ -6,7 +6,7 @@
     python benchmarks/layers.py --compiled            # also under torch.compile
 
 Every contender is checked against the reference formulas in float64 before it is timed. "speed-up" is over the
-equations written literally with adaptive pools, in NCHW whatever the layout of the contender.
+equations in naive PyTorch, with adaptive pools, in NCHW whatever the layout of the contender.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 import gca
 from gca import ops
-from literal import LiteralGCA, literal_gate, literal_pool
+from gca.ops import autograd
+from gca.ops.plain import combine
+from naive import NaiveGCA, naive_gate, naive_pool
 from plots import plot_layers
 from timing import (
     Row,
@@ -45,27 +47,33 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def fast(device: torch.device) -> list[str]:
-    """Implementations that can run here."""
+    """Backends that can run here."""
     names = ["plain", "torch", "numba"] if device.type == "cpu" else ["plain", "torch", "triton"]
-    return [name for name in names if ops.unavailable()[name] is None]
+    return [name for name in names if ops.backends()[name] is None]
 
 
-def literal_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
+def naive_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
     """Both operations, as the equations stand."""
-    return torch.cat(literal_pool(x), dim=2), literal_gate(x, *torch.split(gates, list(x.shape[2:]), dim=2))
+    return torch.cat(naive_pool(x), dim=2), naive_gate(x, *torch.split(gates, list(x.shape[2:]), dim=2))
 
 
 def linked_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
     """Both operations, as the layers call them."""
-    pooled, x = ops.pool_lines(x)
-    return pooled, ops.gate_lines(x, gates)
+    pooled: list[Tensor] = []
+
+    def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
+        pooled.append(combine(means, maxima).to(x.dtype))
+        return gates
+
+    y = autograd.attend(x, "avg+max", gates_of)
+    return pooled[0], y
 
 
-def with_choice(name: str | None, call: Call) -> Call:
-    """``call`` under one implementation of the operations."""
+def with_backend(name: str | None, call: Call) -> Call:
+    """``call`` under one backend of the operations."""
 
     def run() -> object:
-        with ops.use(name):
+        with ops.backend(name):
             return call()
 
     return run
@@ -84,22 +92,22 @@ def forward_and_both(function: Function, inputs: list[Tensor], grads: list[Tenso
     return forward, both
 
 
-def ops_contenders(x: Tensor, literal_x: Tensor) -> Iterator[tuple[str, Call, Call]]:
+def ops_contenders(x: Tensor, naive_x: Tensor) -> Iterator[tuple[str, Call, Call]]:
     """Name, forward and forward + backward of the two operations."""
     b, c, h, w = x.shape
     gates = torch.rand(b, c, h + w, device=x.device, dtype=x.dtype).requires_grad_()
     grads = [torch.randn_like(gates), torch.randn_like(x)]
-    with ops.use("reference"):
+    with ops.backend("reference"):
         expected = [t.detach() for t in linked_ops(x.double(), gates.double())]
-    for name in ("literal", *fast(x.device)):
-        function = literal_ops if name == "literal" else linked_ops
-        choice = None if name == "literal" else name
-        inputs = [(literal_x if name == "literal" else x).detach().requires_grad_(), gates]
-        with ops.use(choice):
+    for name in ("naive", *fast(x.device)):
+        function = naive_ops if name == "naive" else linked_ops
+        backend = None if name == "naive" else name
+        inputs = [(naive_x if name == "naive" else x).detach().requires_grad_(), gates]
+        with ops.backend(backend):
             check(name, function(*inputs), expected)
-        outputs = [grads[0], grads[1].contiguous() if name == "literal" else grads[1]]
+        outputs = [grads[0], grads[1].contiguous() if name == "naive" else grads[1]]
         forward, both = forward_and_both(function, inputs, outputs)
-        yield f"ops {name}", with_choice(choice, forward), with_choice(choice, both)
+        yield f"ops {name}", with_backend(backend, forward), with_backend(backend, both)
 
 
 def check(name: str, outputs: tuple[Tensor, ...], expected: list[Tensor]) -> None:
@@ -114,7 +122,7 @@ def check(name: str, outputs: tuple[Tensor, ...], expected: list[Tensor]) -> Non
 def modules(channels: int) -> dict[str, nn.Module]:
     """The layers that are compared, with the default options of each library."""
     return {
-        "literal": LiteralGCA(channels),
+        "naive": NaiveGCA(channels),
         "GCA": gca.GroupedCoordinateAttention(channels),
         "coord": gca.CoordinateAttention(channels),
         "CBAM": gca.CBAM(channels),
@@ -126,42 +134,44 @@ def modules(channels: int) -> dict[str, nn.Module]:
     }
 
 
-class Convolutions(LiteralGCA):
-    """What no implementation of the two operations can save: the layer between them."""
+class Convolutions(NaiveGCA):
+    """What no backend of the two operations can save: the layer between them."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gate(self.conv2(self.act(self.bn1(self.conv1(x)))))
 
 
-def module_contenders(x: Tensor, literal_x: Tensor, compiled: bool) -> Iterator[tuple[str, Call, Call]]:
+def module_contenders(x: Tensor, naive_x: Tensor, compiled: bool) -> Iterator[tuple[str, Call, Call]]:
     """Name, forward and forward + backward of whole layers."""
     built = modules(x.shape[1])
     for module in built.values():
         module.to(x.device, x.dtype)
-    built["GCA"].load_state_dict(built["literal"].state_dict())
+    built["GCA"].load_state_dict(built["naive"].state_dict())
     double = gca.GroupedCoordinateAttention(x.shape[1]).to(x.device, torch.float64).eval()
-    double.load_state_dict(built["literal"].state_dict())
-    with ops.use("reference"), torch.no_grad():
+    double.load_state_dict(built["naive"].state_dict())
+    with ops.backend("reference"), torch.no_grad():
         expected = double(x.double())
     for name, module in built.items():
-        choices = fast(x.device) if name == "GCA" else [None]
-        for choice in choices:
-            yield module_contender(name, module, literal_x if name == "literal" else x, choice, expected)
+        names = fast(x.device) if name == "GCA" else [None]
+        for backend in names:
+            yield module_contender(name, module, naive_x if name == "naive" else x, backend, expected)
     if compiled:
         torch.compiler.reset()  # or the second shape would be compiled as one of many
-        for name in ("literal", "GCA", "timm CBAM", "timm CoordAttn"):
+        for name in ("naive", "GCA", "timm CBAM", "timm CoordAttn"):
             graph = torch.compile(built[name], fullgraph=True)
-            yield module_contender(f"{name} compiled", graph, literal_x if name == "literal" else x, None, expected)
+            yield module_contender(f"{name} compiled", graph, naive_x if name == "naive" else x, None, expected)
     b, c, h, w = x.shape
     pooled = torch.randn(2 * b, c // 2, h + w, 1, device=x.device, dtype=x.dtype)
     convolutions = Convolutions(c).to(x.device, x.dtype)
     yield module_contender("convolutions of GCA", convolutions, pooled, None, expected)
 
 
-def module_contender(name: str, module: Any, x: Tensor, choice: str | None, expected: Tensor) -> tuple[str, Call, Call]:
+def module_contender(
+    name: str, module: Any, x: Tensor, backend: str | None, expected: Tensor
+) -> tuple[str, Call, Call]:
     """Check a layer if it is ours, and prepare its two passes."""
-    if name.startswith(("GCA", "literal")):
-        with exact_convolutions(), ops.use(choice), torch.no_grad():
+    if name.startswith(("GCA", "naive")):
+        with exact_convolutions(), ops.backend(backend), torch.no_grad():
             check(name, (module.eval()(x),), [expected])
     inputs = [x.detach().requires_grad_(), *module.parameters()]
     grad = torch.randn_like(x)
@@ -173,19 +183,19 @@ def module_contender(name: str, module: Any, x: Tensor, choice: str | None, expe
     def both() -> object:
         return torch.autograd.grad(module.train()(inputs[0]), inputs, grad)
 
-    label = f"{name} {choice}" if choice else name
-    return label, with_choice(choice, forward), with_choice(choice, both)
+    label = f"{name} {backend}" if backend else name
+    return label, with_backend(backend, forward), with_backend(backend, both)
 
 
 def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of one shape, layout and dtype."""
     target = torch.empty_like(x)
-    literal_x = x.contiguous()
+    naive_x = x.contiguous()
     contenders: list[tuple[str, Call, Call]] = []
     if "ops" in options.what:
-        contenders += ops_contenders(x, literal_x)
+        contenders += ops_contenders(x, naive_x)
     if "modules" in options.what:
-        contenders += module_contenders(x, literal_x, options.compiled)
+        contenders += module_contenders(x, naive_x, options.compiled)
     copy = {"copy": lambda: target.copy_(x)}
     forwards = {name: call for name, call, _ in contenders}
     boths = {name: call for name, _, call in contenders}
@@ -204,13 +214,13 @@ def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
 
 
 def add_speedups(rows: list[Row]) -> None:
-    """Over the literal version of the same shape and dtype in NCHW, of the operations or of the module."""
+    """Over the naive version of the same shape and dtype in NCHW, of the operations or of the module."""
     base = {(row["contender"], row["shape"], row["dtype"]): row for row in rows if row["layout"] == "NCHW"}
     for row in rows:
-        literal = "ops literal" if row["contender"].startswith("ops ") else "literal"
+        naive = "ops naive" if row["contender"].startswith("ops ") else "naive"
         for key in ("forward", "both"):
             if f"{key}_ms" in row and row["contender"] != "copy":
-                row[f"{key}_speedup"] = base[literal, row["shape"], row["dtype"]][f"{key}_ms"] / row[f"{key}_ms"]
+                row[f"{key}_speedup"] = base[naive, row["shape"], row["dtype"]][f"{key}_ms"] / row[f"{key}_ms"]
 
 
 def geometric_means(rows: list[Row]) -> list[Row]:

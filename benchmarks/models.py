@@ -4,8 +4,8 @@
     python benchmarks/models.py --modes training
     python benchmarks/models.py --device cuda --batch 32 --runs eager graph compiled
 
-"overhead" is the time over that of the same network without attention in the same round: its median and quartiles over
-all rounds.
+Beside GCA stand the attentions of timm in the same places, each with its default options. "overhead" is the time over
+that of the same network without attention in the same round: its median and quartiles over all rounds.
 """
 
 import argparse
@@ -14,11 +14,14 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.cbam import CbamModule
+from timm.layers.coord_attn import CoordAttn
+from timm.layers.squeeze_excite import SEModule
 from torch import nn
 
 import gca
 from gca import ops
-from literal import LiteralGCA
+from naive import NaiveGCA
 from plots import plot_models
 from timing import Row, add_options, exact_convolutions, interleave, machine, peak_bytes, save, set_up, show
 
@@ -26,12 +29,20 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: timm.create_model("resnet50"),
     "GCA-ResUNet": lambda: gca.GCAResUNet(classes=9, attention=None),
 }
+ATTENTION: dict[str, Any] = {
+    "no attention": None,
+    "GCA": "gca",
+    "naive GCA": NaiveGCA,
+    "timm SE": SEModule,
+    "timm CBAM": CbamModule,
+    "timm CoordAttn": CoordAttn,
+}
 RUNS = ("eager", "graph", "compiled")  # graph: eager kernels, replayed from a CUDA graph
 COLUMNS = ["network", "mode", "run", "contender", "ms", "overhead_percent", "overhead_q1", "overhead_q3", "peak_mib"]
 
 
 def build(name: str, attention: Any) -> nn.Module:
-    """The network with GCA in all 16 residual blocks, or without."""
+    """The network with an attention in all 16 residual blocks, or without."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
     for module in network.modules():
@@ -42,13 +53,13 @@ def build(name: str, attention: Any) -> nn.Module:
     return network
 
 
-def check_same_outputs(ours: nn.Module, literal: nn.Module, images: torch.Tensor) -> None:
-    """Nothing is timed that does not compute what the literal equations do."""
-    literal.load_state_dict(ours.state_dict())
+def check_same_outputs(ours: nn.Module, naive: nn.Module, images: torch.Tensor) -> None:
+    """Nothing is timed that does not compute what naive PyTorch does."""
+    naive.load_state_dict(ours.state_dict())
     with exact_convolutions(), torch.no_grad():
-        y, expected = ours.eval()(images[:1]), literal.eval()(images[:1])
+        y, expected = ours.eval()(images[:1]), naive.eval()(images[:1])
     if not torch.allclose(y, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
-        raise RuntimeError(f"the network differs from its literal version by up to {(y - expected).abs().max():.2g}")
+        raise RuntimeError(f"the network differs from its naive version by up to {(y - expected).abs().max():.2g}")
 
 
 def passes(network: Any, images: torch.Tensor, mode: str, autocast: bool) -> Callable[[], object]:
@@ -76,15 +87,15 @@ def measure(name: str, mode: str, options: argparse.Namespace) -> Iterator[Row]:
     device = torch.device(options.device)
     layout = torch.channels_last if options.layout == "channels_last" else torch.contiguous_format
     images = torch.randn(options.batch, 3, options.size, options.size, device=device).to(memory_format=layout)
-    variants = {"no attention": None, "GCA": "gca", "literal GCA": LiteralGCA}
     built = {
-        label: build(name, attention).to(device, memory_format=layout)  # type: ignore[call-overload]
-        for label, attention in variants.items()
+        label: build(name, ATTENTION[label]).to(device, memory_format=layout)  # type: ignore[call-overload]
+        for label in dict.fromkeys(("no attention", "GCA", "naive GCA", *options.contenders))
     }
-    check_same_outputs(built["GCA"], built["literal GCA"], images)
+    check_same_outputs(built["GCA"], built["naive GCA"], images)
     for run in options.runs:
         contenders = {}
-        for label, network in built.items():
+        for label in dict.fromkeys(("no attention", *options.contenders)):
+            network = built[label]
             called = torch.compile(network) if run == "compiled" else network
             contenders[label] = passes(called, images, mode, options.autocast)
         times = interleave(contenders, device, options.rounds, graphs=run == "graph", base="no attention")
@@ -100,6 +111,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the images (default: %(default)s)")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
+    parser.add_argument("--contenders", nargs="+", default=list(ATTENTION), choices=ATTENTION, help="default: all")
     parser.add_argument("--layout", default="NCHW", choices=["NCHW", "channels_last"])
     parser.add_argument("--runs", nargs="+", default=["eager"], choices=RUNS, help="default: %(default)s")
     parser.add_argument("--autocast", action="store_true", help="in bfloat16 where autocast allows")
@@ -107,7 +119,7 @@ def main() -> None:
     set_up(options.threads)
     where = machine(torch.device(options.device))
     images = torch.empty(options.batch, 256, options.size // 4, options.size // 4, device=options.device)
-    where["implementation"] = ops.chosen(images)  # in the first stage
+    where["backend"] = ops.selected(images)  # in the first stage
     rows: list[Row] = []
     for mode in options.modes:
         for name in options.networks:

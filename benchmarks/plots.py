@@ -18,7 +18,7 @@ def plot_layers(means: list[Row], where: Row, path: Path) -> None:
         timed = [row for row in means if f"{key}_ms" in row]
         names = [row["contender"] for row in timed]
         values = [row[f"{key}_ms"] for row in timed]
-        colours = ["C7" if "literal" in n else "C1" if n.startswith(("timm", "copy")) else "C0" for n in names]
+        colours = ["C7" if "naive" in n else "C1" if n.startswith(("timm", "copy")) else "C0" for n in names]
         bars = axes.barh(names, values, color=colours)
         axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
         axes.axvline(copy, color="k", linewidth=0.8, linestyle=":")
@@ -38,7 +38,7 @@ def plot_models(rows: list[Row], where: Row, path: Path) -> None:
     axes = figure.subplots()
     timed = [row for row in rows if row["contender"] != "no attention"]
     names = [f"{row['network']}, {row['mode']}, {row['run']}: {row['contender']}" for row in timed]
-    colours = ["C7" if "literal" in name else "C0" for name in names]
+    colours = ["C7" if "naive" in name else "C1" if "timm" in name else "C0" for name in names]
     overheads = [row["overhead_percent"] for row in timed]
     spread = [[abs(row[f"overhead_{q}"] - row["overhead_percent"]) for row in timed] for q in ("q1", "q3")]
     bars = axes.barh(names, overheads, xerr=spread, color=colours, error_kw={"linewidth": 0.8})
@@ -48,7 +48,7 @@ def plot_models(rows: list[Row], where: Row, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)
     axes.invert_yaxis()
-    figure.suptitle(f"GCA in all 16 bottlenecks\n{where['device']}", fontsize=9)
+    figure.suptitle(f"Attention in all 16 bottlenecks\n{where['device']}", fontsize=9)
     figure.savefig(path, dpi=130)
 
 

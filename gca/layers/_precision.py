@@ -1,5 +1,7 @@
 """The small convolutions of a coordinate layer, in float32 where float16 could not hold what they sum."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ def _in_float16(f: Tensor, conv: nn.Module) -> bool:
     return torch.float16 in ((torch.get_autocast_dtype(device),) if autocast else (f.dtype, conv.weight.dtype))
 
 
-def _each(f: Tensor, *modules: nn.Module) -> Tensor:
+def _each(f: Tensor, *modules: Any) -> Tensor:
     for module in modules:
         if getattr(module, "weight", f).dtype == f.dtype:
             f = module(f)
@@ -40,9 +42,9 @@ def _each(f: Tensor, *modules: nn.Module) -> Tensor:
     return f
 
 
-def _batch_norm(f: Tensor, bn: nn.Module) -> Tensor:
+def _batch_norm(f: Tensor, bn: Any) -> Tensor:
     mean, var = bn.running_mean.float(), bn.running_var.float()
-    f = F.batch_norm(f, mean, var, bn.weight.float(), bn.bias.float(), bn.training, bn.momentum, bn.eps)
+    f = F.batch_norm(f, mean, var, bn.weight.float(), bn.bias.float(), bn.training, bn.momentum or 0.1, bn.eps)
     if bn.training:
         bn.num_batches_tracked.add_(1)
         bn.running_mean.copy_(mean)

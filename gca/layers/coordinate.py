@@ -82,7 +82,7 @@ class CoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        if torch.jit.is_scripting():  # which hands no functions on
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # which hands no functions on
             return gate(x, self._gates(*pool(x, "avg"), h, w))
         else:
             return attend(x, "avg", partial(self._gates, h=h, w=w))
@@ -95,7 +95,7 @@ class CoordinateAttention(GatedLayer):
 
     def _gates(self, means: Tensor | None, maxima: Tensor | None, h: int, w: int) -> Tensor:
         f = combine(means, maxima).unsqueeze(3)  # (B, C, H+W, 1)
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f))), [h, w], dim=2)
             a_h, a_w = self.conv_h(f_h), self.conv_w(f_w)
         else:

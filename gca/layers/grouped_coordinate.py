@@ -112,7 +112,7 @@ class GroupedCoordinateAttention(GatedLayer):
         return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # which hands no functions on
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # which hands no functions on
             return gate(x, self._gates(*pool(x, self.pool)))
         else:
             return attend(x, self.pool, self._gates)
@@ -125,7 +125,7 @@ class GroupedCoordinateAttention(GatedLayer):
     def _gates(self, means: Tensor | None, maxima: Tensor | None) -> Tensor:
         f = combine(means, maxima)  # (B, C, H+W)
         images = split_groups(f, self.groups if self.share_groups else 1)  # (B*G, C_g, H+W, 1), or all in one image
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             a = self.conv2(self.act(self.bn1(self.conv1(images))))
         else:
             a = without_overflow(images, self.conv1, self.bn1, self.act, self.conv2)

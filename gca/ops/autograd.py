@@ -82,7 +82,7 @@ class _Pool(Function):
         grad_means, grad_maxima, grad, gates = grads
         if _differentiable(x, *grads):
             total = plain.pool_backward(x, maxima, grad_means, grad_maxima)
-            return total if grad is None else total + plain.gate(grad, gates), None, None
+            return total if grad is None or gates is None else total + plain.gate(grad, gates), None, None
         if grad_means is None and grad_maxima is None:  # the features were not used
             return None if grad is None else ctx.backend.gate(grad, gates), None, None
         return ctx.backend.pool_backward(x, maxima, grad_means, grad_maxima, grad, gates), None, None

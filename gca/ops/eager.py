@@ -72,15 +72,19 @@ def pool_backward(
     for n in range(len(x)):
         x_, grad_, into = (None if t is None else t[n] for t in large)
         means_, shares, tops, gates_ = (None if t is None else (t[0][n], t[1][n]) for t in small)
+        assert x_ is not None
+        assert into is not None
         total = torch.zeros_like(x_, dtype=wide)
         if means_ is not None:
             torch.add(means_[0] / x.shape[3], means_[1] / x.shape[2], out=total)
         if shares is not None:
+            assert tops is not None  # maxima were saved where they have a gradient
             for axis, share, top in zip((axis_h + 1, axis_h), shares, tops, strict=True):
                 ties = torch.eq(x_, top, out=torch.empty_like(total))  # into floats: a mask is not vectorised
                 total.addcmul_(ties, share / ties.sum(axis, keepdim=True))
         if grad_ is not None:
-            total.addcmul_(grad_.to(wide), 1 if gates_ is None else gates_[0] * gates_[1])
+            grad_ = grad_.to(wide)
+            total.add_(grad_) if gates_ is None else total.addcmul_(grad_, gates_[0] * gates_[1])
         into.copy_(total)
     return result
 

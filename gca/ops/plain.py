@@ -14,7 +14,7 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
     rows, columns, along = 3, 2, 2
     # torch.compile lays convolutions out in channels_last, whatever the layout of x. Reduced in that order, it need not
     # stride from channel to channel. An exported graph may run on either layout.
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102  # for TorchScript
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             x, rows, columns, along = x.permute(0, 2, 3, 1), 2, 1, 1
     means: Tensor | None = None
@@ -34,7 +34,7 @@ def combine(means: Tensor | None, maxima: Tensor | None) -> Tensor:
     (In bfloat16 the sum is computed in float32 anyway. Nobody knows the dtype of what FX traces: it stays as it is.)
     """
     if means is not None and maxima is not None:
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102  # for TorchScript
             if not isinstance(means, torch.fx.Proxy) and means.dtype == torch.float16:
                 return means.float() + maxima.float()
         return means + maxima

@@ -1,8 +1,8 @@
 """The backend ``"triton"``: kernels for NVIDIA GPUs, in NCHW and channels_last.
 
 Of tensors of the size of ``x``, pooling reads one, gating reads and writes one, the gates' gradients read two, and the
-gradient of ``x`` reads two and writes one: six reads and two writes forward and backward, and a second look at ``x`` for
-ties, which comes from the cache as far as a program's planes fit. Arithmetic is in float32 (float64 for float64)
+gradient of ``x`` reads two and writes one: six reads and two writes forward and backward, and a second look at ``x``
+for ties, which comes from the cache as far as a program's planes fit. Arithmetic is in float32 (float64 for float64)
 whatever the dtype of ``x``.
 
 A program takes some planes and goes over their rows tile by tile. Neighbouring planes are neighbours in memory in
@@ -148,8 +148,8 @@ def _greater(a, b):
 
 @triton.jit
 def _tile(c, h, w, CHANNELS_LAST: tl.constexpr, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the first plane of this program begins in ``x``; where its planes begin among the features; its columns; which
-    of either there are; where both are in ``x`` from that beginning on; and how far rows are apart."""
+    """Where the first plane of this program begins in ``x``; where its planes begin among the features; its columns;
+    which of either there are; where both are in ``x`` from that beginning on; and how far rows are apart."""
     tiles = tl.cdiv(c, PLANES)
     image = (tl.program_id(0) // tiles).to(tl.int64)
     first = (tl.program_id(0) % tiles) * PLANES

@@ -15,14 +15,14 @@ import timing
 
 
 def test_networks_are_compared_through_their_attention() -> None:
-    class Halved(models.LiteralGCA):
+    class Halved(models.NaiveGCA):
         def forward(self, x: Tensor) -> Any:
             return super().forward(x) / 2
 
     images = torch.randn(1, 3, 64, 64)
     ours = models.build("resnet50", "gca")
-    models.check_same_outputs(ours, models.build("resnet50", models.LiteralGCA), images)
-    with pytest.raises(RuntimeError, match="differs from its literal version by up to"):
+    models.check_same_outputs(ours, models.build("resnet50", models.NaiveGCA), images)
+    with pytest.raises(RuntimeError, match="differs from its naive version by up to"):
         models.check_same_outputs(ours, models.build("resnet50", Halved), images)
 
 
@@ -44,7 +44,7 @@ def test_kernels_are_compared_with_the_plain_formula_above_and_below_16_mib() ->
         both = {"both_ms": 1.0, "shape": shape, "layout": "NCHW", "dtype": "float32"}
         rows.append({"contender": "GCA triton", "forward_ms": kernels, **both})
         rows.append({"contender": "GCA plain", "forward_ms": plain, **both})
-        rows += [{"contender": name, "forward_ms": 9.0, **both} for name in ("GCA compiled", "literal", "timm CBAM")]
+        rows += [{"contender": name, "forward_ms": 9.0, **both} for name in ("GCA compiled", "naive", "timm CBAM")]
     found = gpu_layers.kernels_or_plain("layers_eager", rows)
     forward = {row["input"]: row for row in found if row["pass"] == "forward"}
     assert forward["above 16 MiB"]["of_plain"] == pytest.approx(0.5)

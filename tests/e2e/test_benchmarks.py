@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("script", "options", "contenders", "picture"),
     [
-        ("layers.py", ["--stages", "4"], {"ops literal", "ops torch", "GCA torch", "timm CBAM", "copy"}, "speed.png"),
+        ("layers.py", ["--stages", "4"], {"ops naive", "ops plain", "GCA plain", "timm CBAM", "copy"}, "speed.png"),
         (
             "models.py",
             ["--size", "64", "--networks", "resnet50", "--modes", "training"],
-            {"no attention", "GCA", "literal GCA"},
+            {"no attention", "GCA", "naive GCA", "timm SE", "timm CBAM", "timm CoordAttn"},
             "overhead.png",
         ),
     ],

@@ -149,7 +149,8 @@ def test_features_only_by_fx(cls: type[nn.Module]) -> None:
     whole = timm.create_model("resnet50", **options).eval()
     weights = {name.removeprefix("graph_module."): value for name, value in features.state_dict().items()}
     missing = whole.load_state_dict(weights, strict=False).missing_keys
-    assert missing == ["fc.weight", "fc.bias"]
+    # A traced network holds operators, and no layers that could note their options.
+    assert [name for name in missing if not name.endswith("_extra_state")] == ["fc.weight", "fc.bias"]
     with torch.no_grad():
         assert torch.equal(features(IMAGES)[-1], whole.forward_features(IMAGES))
 

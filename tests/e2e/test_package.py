@@ -154,7 +154,7 @@ def test_the_metadata_says_what_the_package_is(metadata: email.message.Message) 
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "seg", "examples", "docs", "dev"}
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
-    assert sorted(re.split(r"[<>=!~;\s]", line)[0] for line in needed) == ["einops", "timm", "torch"]
+    assert sorted(re.split(r"[<>=!~;\s]", line)[0] for line in needed) == ["einops", "safetensors", "timm", "torch"]
 
 
 def test_the_page_of_the_package_is_the_readme(metadata: email.message.Message) -> None:

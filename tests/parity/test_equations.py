@@ -149,7 +149,9 @@ def test_batch_norm_of_gca_sees_every_group_row_and_column(layout: torch.memory_
     x = torch.randn(3, 8, 4, 5, dtype=torch.float64).contiguous(memory_format=layout)
     layer(x)
     features = torch.cat((x.mean(3) + x.amax(3), x.mean(2) + x.amax(2)), dim=2)  # (3, 8, 9)
-    positions = torch.cat((features[:, :4], features[:, 4:])).movedim(1, -1).reshape(-1, 4)  # every group of every image
+    positions = (
+        torch.cat((features[:, :4], features[:, 4:])).movedim(1, -1).reshape(-1, 4)
+    )  # every group of every image
     hidden = positions @ layer.conv1.weight[:, :, 0, 0].T
     torch.testing.assert_close(layer.bn1.running_mean, 0.1 * hidden.mean(0))
     torch.testing.assert_close(layer.bn1.running_var, 0.9 + 0.1 * hidden.var(0))

@@ -1,7 +1,7 @@
 """The kernels of Triton and numba run as Python, which has to be chosen before they are imported.
 
-That is the only way to run Triton's without a GPU, and the one in which lines of code can be counted as tested. Compiled they
-can be without one.
+That is the only way to run Triton's without a GPU, and the one in which lines of code can be counted as tested.
+Compiled they can be without one.
 """
 
 import importlib.util

@@ -142,9 +142,7 @@ def test_shapes_of_networks(backend: str, shape: tuple[int, int, int], dtype: to
 @pytest.mark.parametrize("pool", ["max", "avg+max"])
 @pytest.mark.parametrize("size", [(6, 9), (17, 40)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ties_share_the_gradient_of_the_maximum(
-    backend: str, layout: str, size: tuple[int, int], pool: str
-) -> None:
+def test_ties_share_the_gradient_of_the_maximum(backend: str, layout: str, size: tuple[int, int], pool: str) -> None:
     x, gate_h, gate_w, *grads = example(size)
     x = x.relu().round()  # most rows have several maxima, some are zero throughout
     assert ((x == x.amax(3, keepdim=True)).sum(3) > 1).double().mean() > 0.3
@@ -158,9 +156,7 @@ def test_ties_share_the_gradient_of_the_maximum(
 @pytest.mark.parametrize("size", [(6, 9), (17, 40)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
-def test_nan_and_inf_propagate(
-    backend: str, value: float, layout: str, size: tuple[int, int], pool: str
-) -> None:
+def test_nan_and_inf_propagate(backend: str, value: float, layout: str, size: tuple[int, int], pool: str) -> None:
     x, gate_h, gate_w, *grads = example(size)
     for b in range(3):  # first, last and inner positions
         x[b, 0, 0, 0] = x[b, 1, -1, -1] = x[b, 2, 1, 2] = value
@@ -357,9 +353,7 @@ def test_autocast_keeps_the_dtype_of_x(backend: str) -> None:
 
 @pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention, gca.CoordinateAttention])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_trainings_in_threads_are_exact(
-    backend: str, layout: str, layer: type[torch.nn.Module]
-) -> None:
+def test_trainings_in_threads_are_exact(backend: str, layout: str, layer: type[torch.nn.Module]) -> None:
     """Several forwards and backwards at once, of one layer and each of its own, also by way of one graph."""
     if backend == "triton":
         pytest.skip("its interpreter is not made for threads")

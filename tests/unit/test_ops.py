@@ -21,6 +21,7 @@ import gca
 from gca import ops
 from gca.ops import autograd, dispatch
 from gca.ops.layout import merge_groups, split_groups
+from gca.ops.plain import combine
 
 
 @pytest.fixture
@@ -91,9 +92,7 @@ def test_what_a_backend_cannot_take_is_refused_and_not_replaced(x: Tensor) -> No
             torch.func.vmap(ops.axis_pool)(x[None])
     if ops.backends()["numba"] is None:
         with ops.backend("numba"):
-            with pytest.raises(
-                ops.BackendError, match=r"'numba' cannot take x: it takes float32 and float64, got"
-            ):
+            with pytest.raises(ops.BackendError, match=r"'numba' cannot take x: it takes float32 and float64, got"):
                 ops.axis_pool(x.half())
             with pytest.raises(ops.BackendError, match=r"'numba' cannot take x: it runs on CPU, got meta"):
                 ops.axis_pool(x.to("meta"))
@@ -341,7 +340,9 @@ def test_numba_writes_without_masks(channels_last: bool, vector: int, monkeypatc
 
     from gca.ops.numba import kernels
 
-    monkeypatch.setattr(threads, "_Cache", lambda loops: threads.caching.NullCache())  # from disk it has no code to show
+    monkeypatch.setattr(
+        threads, "_Cache", lambda loops: threads.caching.NullCache()
+    )  # from disk it has no code to show
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(cpu="znver3", opt=3)
     for name in KERNELS:
         loops = getattr(kernels, name).__wrapped__(vector, np.float32, channels_last)
@@ -390,3 +391,29 @@ def test_numba_where_no_cache_can_be_written(fault: str, tmp_path: Path, monkeyp
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels of torch are linked to GNU OpenMP")
 def test_torchs_own_threads_are_found() -> None:
     assert pytest.importorskip("gca.ops.numba.threads", reason="needs numba")._openmp() is not None
+
+
+@pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention, gca.CoordinateAttention])
+@pytest.mark.parametrize("training", [False, True])
+def test_float16_does_not_overflow_where_the_gates_are_computed(layer: Any, training: bool) -> None:
+    """Mean plus maximum is 120,000, and float16 ends at 65,504: the gates are those of the same numbers in float32."""
+    half = layer(8, 4, dtype=torch.float16).train(training)
+    full = layer(8, 4).train(training)
+    full.load_state_dict(half.state_dict())
+    x = 6e4 * torch.rand(2, 8, 5, 6).add(9).div(10).half()
+    for ours, theirs in zip(half.gates(x), full.gates(x.float()), strict=True):
+        torch.testing.assert_close(ours, theirs.half(), rtol=2e-2, atol=2e-3)
+    assert half(x).isfinite().all()
+    assert int(half.bn1.num_batches_tracked) == (2 if training else 0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention, gca.CoordinateAttention])
+def test_gates_are_those_that_forward_multiplies_by(layer: Any, layout: torch.memory_format, x: Tensor) -> None:
+    module, x = layer(8, 4).eval(), x.contiguous(memory_format=layout)
+    assert torch.equal(ops.axis_gate(x, *module.gates(x)), module(x))
+
+
+def test_nothing_to_combine() -> None:
+    with pytest.raises(ValueError, match="neither means nor maxima"):
+        combine(None, None)

@@ -46,11 +46,14 @@ def _place(job: Any, task: int, vector: int, channels_last: bool) -> tuple[int, 
 def _extent(job: Any, vector: int) -> int:
     """Elements of temporary memory for the vectors of one task along ``inner``."""
     vectors, parts = -(-size(job, 2) // vector), size(job, 3)
-    return -(-vectors // parts) * vector
+    extent: int = -(-vectors // parts) * vector
+    return extent
 
 
 @cache
 def pool(vector: int, dtype: Any, channels_last: bool) -> Any:
+    """Means and maxima of every row and column."""
+
     @compiled
     def loops(job: Any) -> None:
         h, inner, use_mean, use_max = size(job, 0), size(job, 2), size(job, 4), size(job, 5)
@@ -147,6 +150,8 @@ def pool(vector: int, dtype: Any, channels_last: bool) -> Any:
 
 @cache
 def gate(vector: int, dtype: Any, channels_last: bool) -> Any:
+    """Every position times the gates of its row and column."""
+
     @compiled
     def loops(job: Any) -> None:
         h, inner = size(job, 0), size(job, 2)
@@ -169,6 +174,8 @@ def gate(vector: int, dtype: Any, channels_last: bool) -> Any:
 
 @cache
 def gate_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
+    """Gradient of the gates."""
+
     @compiled
     def loops(job: Any) -> None:
         h, inner = size(job, 0), size(job, 2)
@@ -232,6 +239,8 @@ def gate_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
 
 @cache
 def pool_backward(vector: int, dtype: Any, channels_last: bool) -> Any:
+    """Gradient of means and maxima, and of what was gated."""
+
     @compiled
     def loops(job: Any) -> None:
         h, inner, use_mean, use_max = size(job, 0), size(job, 2), size(job, 4), size(job, 5)

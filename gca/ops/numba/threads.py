@@ -43,29 +43,29 @@ def compiled(loops: Callable[[Any], None]) -> Any:
     pointer = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
     function = CFunc(loops, ((pointer,), types.void), {}, {"error_model": "numpy"})
     with suppress(RuntimeError):  # no place to write to: compiled anew in every process
-        function._cache = _Cache(loops)
+        function._cache = _Cache(loops)  # type: ignore[attr-defined, no-untyped-call]
     try:
         function.compile()
     except OSError:  # the place is full, or gone
-        function._cache = caching.NullCache()
+        function._cache = caching.NullCache()  # type: ignore[attr-defined]
         function.compile()
     return function
+
+
+_SOURCES = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).digest()
 
 
 class _Implementation(caching.CompileResultCacheImpl):
     """Where numba keeps what it compiled, valid until any file of this package changes, not only that of the loops."""
 
-    _locator_classes = [
-        type(found.__name__, (found,), {"get_source_stamp": lambda self: _SOURCES})
+    _locator_classes = [  # noqa: RUF012  # as numba has it
+        type(found.__name__, (found,), {"get_source_stamp": lambda self: _SOURCES})  # type: ignore[misc]
         for found in caching.CompileResultCacheImpl._locator_classes
     ]
 
 
 class _Cache(caching.FunctionCache):
     _impl_class = _Implementation
-
-
-_SOURCES = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).digest()
 
 
 def run(loops: Any, count: int, elements: int, sizes: Sequence[int], arrays: Sequence[Tensor]) -> None:
