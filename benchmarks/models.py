@@ -49,7 +49,10 @@ def build(name: str, attention: Any) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):  # timm starts the last one of a block at 0, and so would attention see 0
             module.reset_parameters()
     if attention is not None:
-        gca.inject(network, attention)
+        if attention == "gca":
+            gca.inject(network, identity_init=False)  # as NaiveGCA, whose weights it takes
+        else:
+            gca.inject(network, attention)
     return network
 
 

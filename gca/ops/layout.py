@@ -55,7 +55,8 @@ def merge_groups(images: Tensor, features: Tensor) -> Tensor:
 
 def _channels_innermost(features: Tensor) -> bool:
     """Asked of tensors that have memory; a traced graph is to be plain. A batch without images is no image."""
-    if torch.jit.is_scripting() or (traced(features) and not torch.compiler.is_compiling()):  # type: ignore[attr-defined]
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return False
     else:
-        return features.stride(2) != 1 and features.shape[0] > 0
+        plain = traced(features) and not torch.compiler.is_compiling()
+        return not plain and features.stride(2) != 1 and features.shape[0] > 0

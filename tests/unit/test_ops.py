@@ -324,7 +324,7 @@ def test_numba_writes_nothing_beside_its_tasks(
         into = [torch.full_like(in_order(result), 7) for result in results]
         arrays = [in_order(array.detach()) if isinstance(array, Tensor) else into[array] for array in arrays]
         loops = getattr(kernels, name)(vector, np.float64, channels_last)
-        threads.run(loops, 2 * parts, x.numel(), [h, outer, inner, parts, channels_last, 1, 1], arrays)
+        threads.run(loops, 2 * parts, x.numel(), [h, outer, inner, parts, 1, 1], arrays)
         for ours, formula in zip(into, results, strict=True):
             torch.testing.assert_close(ours[:2], in_order(formula)[:2], msg=lambda m, name=name: f"{name}: {m}")
             assert (ours[2] == 7).all(), name
