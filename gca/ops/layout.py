@@ -7,7 +7,7 @@ memory they are ``(B, H + W, C)`` where ``x`` is in channels_last.
 import torch
 from torch import Tensor
 
-from gca.ops.tracing import traced
+from gca.ops.tracing import compiling, traced
 
 
 def is_channels_last(t: Tensor) -> bool:
@@ -58,5 +58,5 @@ def _channels_innermost(features: Tensor) -> bool:
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return False
     else:
-        plain = traced(features) and not torch.compiler.is_compiling()
+        plain = traced(features) and not compiling()
         return not plain and features.stride(2) != 1 and features.shape[0] > 0

@@ -6,6 +6,8 @@ A traced or compiled graph always holds these, so that its compiler can fuse the
 import torch
 from torch import Tensor
 
+from gca.ops.tracing import compiling
+
 DIFFERENTIABLE = True
 
 
@@ -15,7 +17,7 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
     # torch.compile lays convolutions out in channels_last, whatever the layout of x. Reduced in that order, it need not
     # stride from channel to channel. An exported graph may run on either layout.
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102  # for TorchScript
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if compiling():
             x, rows, columns, along = x.permute(0, 2, 3, 1), 2, 1, 1
     means: Tensor | None = None
     maxima: Tensor | None = None

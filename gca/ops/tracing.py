@@ -5,6 +5,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
+def compiling() -> bool:
+    """Under torch.compile, and not under export, which traces in the same way."""
+    # The flag, since is_exporting() of torch 2.8 is true in torch.compile as well.
+    return torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
+
+
 def traced(x: Tensor) -> bool:
     """Under torch.compile, export, jit.trace, FX, torch.func, forward-mode differentiation or a dispatch mode.
 
