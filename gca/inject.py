@@ -108,7 +108,7 @@ def inject(
 
 
 def place(blocks: list[Block], layers: list[nn.Module], *, stacking: bool) -> None:
-    """Put a layer into each block, after the checks that concern all of them; for ``inject`` and ``load``."""
+    """Put a layer into each block, after the checks that concern all of them."""
     stacked_on: set[int] = set()
     for block, layer in zip(blocks, layers, strict=True):
         occupants = chain(block.occupant) if stacking and block.occupant is not None else []

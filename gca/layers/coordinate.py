@@ -82,7 +82,8 @@ class CoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # which hands no functions on
+        # TorchScript hands no functions on, and takes a comment on types only at the end of a line.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return gate(x, self._gates(*pool(x, "avg"), h, w))
         else:
             return attend(x, "avg", partial(self._gates, h=h, w=w))

@@ -112,7 +112,8 @@ class GroupedCoordinateAttention(GatedLayer):
         return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # which hands no functions on
+        # TorchScript hands no functions on, and takes a comment on types only at the end of a line.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return gate(x, self._gates(*pool(x, self.pool)))
         else:
             return attend(x, self.pool, self._gates)

@@ -16,9 +16,10 @@ def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
     rows, columns, along = 3, 2, 2
     # torch.compile lays convolutions out in channels_last, whatever the layout of x. Reduced in that order, it need not
     # stride from channel to channel. An exported graph may run on either layout.
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102  # for TorchScript
-        if compiling():
-            x, rows, columns, along = x.permute(0, 2, 3, 1), 2, 1, 1
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        pass
+    elif compiling():
+        x, rows, columns, along = x.permute(0, 2, 3, 1), 2, 1, 1
     means: Tensor | None = None
     maxima: Tensor | None = None
     if kind != "max":
@@ -36,9 +37,10 @@ def combine(means: Tensor | None, maxima: Tensor | None) -> Tensor:
     (In bfloat16 the sum is computed in float32 anyway. Nobody knows the dtype of what FX traces: it stays as it is.)
     """
     if means is not None and maxima is not None:
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102  # for TorchScript
-            if not isinstance(means, torch.fx.Proxy) and means.dtype == torch.float16:
-                return means.float() + maxima.float()
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            pass
+        elif not isinstance(means, torch.fx.Proxy) and means.dtype == torch.float16:
+            return means.float() + maxima.float()
         return means + maxima
     if means is not None:
         return means

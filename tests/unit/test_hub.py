@@ -42,17 +42,22 @@ def test_attention_alone_can_be_taken_from_the_file(saved: nn.Module, tmp_path: 
     assert len(gca.injected(other)) == len(gca.injected(saved))
 
 
-def test_a_process_that_knows_nothing_of_attention_fails_and_says_what_to_do(saved: nn.Module, tmp_path: Path) -> None:
-    code = "{}import segmentation_models_pytorch as smp; model = smp.Unet.from_pretrained({!r})"
+def load_elsewhere(folder: Path, first: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"{first}import segmentation_models_pytorch as smp; smp.Unet.from_pretrained({str(folder)!r})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
-    def run(first: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code.format(first, str(tmp_path))]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    lost = run("")
+@pytest.mark.usefixtures("saved")
+def test_a_process_that_knows_nothing_of_attention_fails_and_says_what_to_do(tmp_path: Path) -> None:
+    lost = load_elsewhere(tmp_path)
     assert lost.returncode == 1
     assert "with attention, so first do 'from gca import hub'" in lost.stderr
-    assert run("from gca import hub; ").returncode == 0
+
+
+@pytest.mark.parametrize("saved", ["resnet18"], indirect=True)
+@pytest.mark.usefixtures("saved")
+def test_a_process_that_does_what_it_says_loads(tmp_path: Path) -> None:
+    assert load_elsewhere(tmp_path, "from gca import hub; ").returncode == 0
 
 
 def test_networks_without_attention_are_saved_as_ever(tmp_path: Path) -> None:
