@@ -158,7 +158,7 @@ class TestCommand:
         gates = gca.attention_maps(model, slices)[LAYERS[1]]
         assert isinstance(gates, AxisGates)
         assert gates.groups == 1
-        halves = correlation_of_groups(replace(gates, groups=2).maps())
+        halves = correlation_of_groups(gates._replace(groups=2).maps())
         assert row["similarity"] == pytest.approx(float(halves.mean()), abs=1e-5)
         with pytest.raises(SystemExit, match=r"^error: --parts 3 does not divide the 64 channels of encoder"):
             visualized(network, tmp_path / "thirds", "--data", hearts, "--parts", 3)
