@@ -23,9 +23,9 @@ COLOURS = dict(zip(VARIANTS, TAB20[::2] + TAB20[1::2], strict=False))
 
 def draw_bars(found: Row, studies: Mapping[str, Study], title: str, picture: Path) -> None:
     """Bars of every variant per class, as in Figures 5 and 6, with the standard deviation and a dot for every run."""
-    photographs = "iou" in found["runs"][0]["figures"]
-    part = "figures" if photographs else "classes"
-    names = RATES if photographs else {name: name for name in found["runs"][0]["classes"]}
+    rgb_images = "iou" in found["runs"][0]["figures"]
+    part = "figures" if rgb_images else "classes"
+    names = RATES if rgb_images else {name: name for name in found["runs"][0]["classes"]}
     figure = Figure(figsize=(max(8, 1.5 * len(names)), 3.6 * len(studies)), layout="constrained")
     every = [100 * (run[part][key] or 0) for run in found["runs"] for key in names]
     bottom = max(0, 10 * ((min(every) - 5) // 10))

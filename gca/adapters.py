@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gca.blocks import Block, find_blocks, unless_empty
 from gca.inject import LAYERS, SOURCE, Model, build_layer
 from gca.layers import GatedLayer
-from gca.placement import STACKED, fill, placed, stack
+from gca.placement import STACKED, placed, put
 from gca.selection import check_changeable, check_model, check_untampered
 
 KEY, VERSION = "gca", 1  # the key in a file's metadata whose value is the JSON object {"version", "layers", "also"}
@@ -91,6 +91,11 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
     layers: list[nn.Module] = []
     for entry in content["layers"]:
         block = _block_for(entry, known, model)
+        if entry["stacked"] and block.occupant is None and block not in blocks:
+            raise ValueError(
+                f"the file stacks {entry['name']} on the attention that its network had, and block {block.name!r} has "
+                "none; load into the network that the file was made from"
+            )
         build, options = _builder(entry, layer)
         new = build_layer(build, block, options)
         if any(new is other for other in layers):
@@ -106,11 +111,7 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
         _check_fits(model, name, tensors, content["layers"])
     with torch.inference_mode(False):
         for entry, block, new in zip(content["layers"], blocks, layers, strict=True):
-            if entry["stacked"]:
-                assert block.occupant is not None  # _block_for saw it, or the entry before this one placed it
-                stack(block.occupant, new)
-            else:
-                fill(block, new)
+            put(block, new, stacking=entry["stacked"])
         for name in content["also"]:
             _module(model, name).load_state_dict(_below(tensors, name))
     return model

@@ -13,7 +13,7 @@ from torch import nn
 from gca.blocks import Block, find_blocks
 from gca.families import qualified
 from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
-from gca.placement import chain, empty, fill, like_block, placed, stack
+from gca.placement import chain, empty, like_block, placed, put
 from gca.selection import Where, check_changeable, check_model, check_untampered, select
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
@@ -124,10 +124,7 @@ def place(blocks: list[Block], layers: list[nn.Module], *, stacking: bool) -> No
             )
         stacked_on |= {id(part) for part in occupants}
     for block, layer in zip(blocks, layers, strict=True):
-        if block.occupant is not None and stacking:
-            stack(block.occupant, layer)
-        else:
-            fill(block, layer)
+        put(block, layer, stacking=stacking)
 
 
 def injected(model: nn.Module) -> dict[str, nn.Module]:

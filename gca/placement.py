@@ -23,6 +23,14 @@ def like_block(layer: nn.Module, block: Block) -> nn.Module:
     return layer
 
 
+def put(block: Block, layer: nn.Module, *, stacking: bool) -> None:
+    """Put a layer into the slot, or on top of what it holds."""
+    if stacking and block.occupant is not None:
+        stack(block.occupant, layer)
+    else:
+        fill(block, layer)
+
+
 def fill(block: Block, layer: nn.Module) -> None:
     """Put a layer into the slot, in place of whatever it holds."""
     module = block.module

@@ -228,6 +228,15 @@ def test_what_does_not_fit_leaves_the_network_untouched(
     torch.testing.assert_close(state, before[1], rtol=0, atol=0)
 
 
+def test_a_stacked_layer_needs_what_it_was_stacked_on(path: Path) -> None:
+    gca.save(gca.inject(timm.create_model("seresnet18"), on_existing="stack"), path)
+    model = timm.create_model("resnet18")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"stacks layer1\.0\.se\.stacked on .*, and block 'layer1\.0' has none"):
+        gca.load(model, path)
+    assert snapshot(model)[0] == before[0]
+
+
 def test_a_decoder_too(path: Path) -> None:
     def unet() -> nn.Module:
         torch.manual_seed(3)
