@@ -44,14 +44,13 @@ def gate(x: Tensor, gates: Tensor) -> Tensor:
 
 def gate_backward(grad: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """Gradient of the gates."""
-    b, c, h, w = x.shape
     wide = _wide(x.dtype)
     gate_h, gate_w = _rows_and_columns(gates, x, wide)
     product = _in_order(x).to(wide) * _in_order(grad)
     if x.is_contiguous():  # each plane is a matrix, and its products with vectors are faster
         with torch.autocast(x.device.type, enabled=False):  # it may be on in backward, and would round them
             grads = torch.cat((product @ gate_w.mT, (gate_h.mT @ product).mT), dim=2)
-        return grads.view(b, c, h + w).to(x.dtype)
+        return grads.squeeze(3).to(x.dtype)
     grads = torch.cat(((product * gate_w).sum(2), (product * gate_h).sum(1)), dim=1)
     return grads.transpose(1, 2).to(x.dtype)
 
@@ -67,24 +66,20 @@ def pool_backward(
     """Gradient of the means and maxima that have one, plus ``grad``, gated first where ``gates`` are given."""
     wide, axis_h = _wide(x.dtype), 1 if x.is_contiguous() else 0  # of one image, in order
     result = torch.empty_like(x)
-    large = [None if t is None else _in_order(t) for t in (x, grad, result)]
     small = [None if t is None else _rows_and_columns(t, x, wide) for t in (grad_means, grad_maxima, maxima, gates)]
-    for n in range(len(x)):
-        x_, grad_, into = (None if t is None else t[n] for t in large)
+    for n, (image, into) in enumerate(zip(_in_order(x), _in_order(result), strict=True)):
         means_, shares, tops, gates_ = (None if t is None else (t[0][n], t[1][n]) for t in small)
-        assert x_ is not None
-        assert into is not None
-        total = torch.zeros_like(x_, dtype=wide)
+        total = torch.zeros_like(image, dtype=wide)
         if means_ is not None:
             torch.add(means_[0] / x.shape[3], means_[1] / x.shape[2], out=total)
         if shares is not None:
             assert tops is not None  # maxima were saved where they have a gradient
             for axis, share, top in zip((axis_h + 1, axis_h), shares, tops, strict=True):
-                ties = torch.eq(x_, top, out=torch.empty_like(total))  # into floats: a mask is not vectorised
+                ties = torch.eq(image, top, out=torch.empty_like(total))  # into floats: a mask is not vectorised
                 total.addcmul_(ties, share / ties.sum(axis, keepdim=True))
-        if grad_ is not None:
-            grad_ = grad_.to(wide)
-            total.add_(grad_) if gates_ is None else total.addcmul_(grad_, gates_[0] * gates_[1])
+        if grad is not None:
+            received = _in_order(grad)[n].to(wide)
+            total.add_(received) if gates_ is None else total.addcmul_(received, gates_[0] * gates_[1])
         into.copy_(total)
     return result
 
