@@ -59,14 +59,8 @@ def naive_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
 
 def linked_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
     """Both operations, as the layers call them."""
-    pooled: list[Tensor] = []
-
-    def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
-        pooled.append(combine(means, maxima).to(x.dtype))
-        return gates
-
-    y = autograd.attend(x, "avg+max", gates_of)
-    return pooled[0], y
+    means, maxima, link = autograd.pool(x, "avg+max")
+    return combine(means, maxima).to(x.dtype), autograd.gate(x, gates, link=link)
 
 
 def with_backend(name: str | None, call: Call) -> Call:

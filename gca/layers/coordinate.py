@@ -1,7 +1,6 @@
 """Coordinate attention."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 from gca.layers._precision import without_overflow
-from gca.ops.autograd import attend, gate, pool
+from gca.ops.autograd import gate, pool
 from gca.ops.plain import combine
 
 
@@ -86,15 +85,13 @@ class CoordinateAttention(GatedLayer):
     def forward(self, x: Tensor) -> Tensor:
         self._check_axes(x)
         sizes = self._sizes(x)
-        # TorchScript hands no functions on, and takes a comment on types only at the end of a line.
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return gate(x, self._gates(*pool(x, "avg", self.spatial_dims), sizes), self.spatial_dims)
-        else:
-            return attend(x, "avg", partial(self._gates, sizes=sizes), self.spatial_dims)
+        means, maxima, link = pool(x, "avg", self.spatial_dims)  # (B, C, H+W)
+        return gate(x, self._gates(means, maxima, sizes), self.spatial_dims, link)
 
     def gates(self, x: Tensor) -> AxisGates:
         self._check_axes(x)
-        gates = self._gates(*pool(x, "avg", self.spatial_dims), self._sizes(x)).to(x.dtype)
+        means, maxima, _ = pool(x, "avg", self.spatial_dims)
+        gates = self._gates(means, maxima, self._sizes(x)).to(x.dtype)
         return AxisGates.of(torch.split(gates, self._sizes(x), dim=2))
 
     def _sizes(self, x: Tensor) -> list[int]:

@@ -10,7 +10,7 @@ from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 from gca.layers._precision import without_overflow
 from gca.ops import POOLS
-from gca.ops.autograd import attend, gate, pool
+from gca.ops.autograd import gate, pool
 from gca.ops.layout import merge_groups, split_groups
 from gca.ops.plain import combine
 
@@ -116,15 +116,13 @@ class GroupedCoordinateAttention(GatedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_axes(x)
-        # TorchScript hands no functions on, and takes a comment on types only at the end of a line.
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return gate(x, self._gates(*pool(x, self.pool, self.spatial_dims)), self.spatial_dims)
-        else:
-            return attend(x, self.pool, self._gates, self.spatial_dims)
+        means, maxima, link = pool(x, self.pool, self.spatial_dims)  # (B, C, H+W)
+        return gate(x, self._gates(means, maxima), self.spatial_dims, link)
 
     def gates(self, x: Tensor) -> AxisGates:
         self._check_axes(x)
-        gates = self._gates(*pool(x, self.pool, self.spatial_dims)).to(x.dtype)
+        means, maxima, _ = pool(x, self.pool, self.spatial_dims)
+        gates = self._gates(means, maxima).to(x.dtype)
         return AxisGates.of(torch.split(gates, list(x.shape[2:]), dim=2), self.groups)
 
     def _gates(self, means: Tensor | None, maxima: Tensor | None) -> Tensor:

@@ -38,7 +38,7 @@ def axis_pool(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, ...]:
         BackendError: If :class:`backend` asks for one that cannot take ``x``.
     """
     _check_axes(x)
-    means, maxima = autograd.pool(x, pool, x.ndim - 2)
+    means, maxima, _ = autograd.pool(x, pool, x.ndim - 2)
     return torch.split(plain.combine(means, maxima).to(x.dtype), list(x.shape[2:]), dim=2)
 
 

@@ -1,4 +1,4 @@
-"""Pool, gate, and the two around what lies between them, differentiable over the kernels of any backend.
+"""Pool and gate, differentiable over the kernels of any backend.
 
 Saved for backward are ``x``, its maxima and its gates, nothing else of the size of ``x``. Where one ``x`` is pooled and
 then gated, its gradient has two parts of its own size. Written one after the other and then added they cost three
@@ -7,9 +7,8 @@ gradients carry what the gate received and its gates back to the pool, which wri
 backward together read six and write two tensors of the size of ``x``.
 """
 
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,58 +21,49 @@ from gca.ops.tracing import traced
 from gca.ops.volumes import gate_planes, planes, pool_planes, volume
 
 
-def pool(x: Tensor, kind: str, axes: int = 2) -> tuple[Tensor | None, Tensor | None]:
-    """Means and maxima along each of so many axes, ``(B, C, H + W)`` each; ``None`` for what ``kind`` has not.
+class Link(NamedTuple):
+    """What the pool of an ``x`` hands on to its gate."""
 
-    The number of axes is told, since of what FX traces nobody knows it.
+    backend: ModuleType
+    x: Tensor  # dense, where the backend takes no other
+    grad: Tensor | None = None  # these two have neither values nor memory, only gradients
+    gates: Tensor | None = None
+
+
+def pool(x: Tensor, kind: str, axes: int = 2) -> tuple[Tensor | None, Tensor | None, Any]:
+    """Means and maxima along each of so many axes, ``(B, C, H + W)``, or ``None`` for what ``kind`` has not; a link.
+
+    The number of axes is told, since of what FX traces nobody knows it, and the link is of any type, since TorchScript
+    does not know its own.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return plain.pool(x, kind, axes)
+        means, maxima = plain.pool(x, kind, axes)
+        return means, maxima, None
     else:  # no early return: TorchScript leaves out the branch not taken, but compiles what follows a return
         backend = select(x)
         if backend.DIFFERENTIABLE:
-            return backend.pool(x, kind, axes)  # type: ignore[no-any-return]
+            return *backend.pool(x, kind, axes), Link(backend, x)
         x = dense(x)
-        means, maxima, *_ = _pool(planes(x), kind, backend)
-        return pool_planes(means, maxima, x)
+        images = planes(x)
+        recorded = _recorded(images)
+        means, maxima, *links = _Pool.apply(images, kind, backend) if recorded else backend.pool(images, kind)
+        return *pool_planes(means, maxima, x), Link(backend, x, *links)
 
 
-def gate(x: Tensor, gates: Tensor, axes: int = 2) -> Tensor:
-    """``x`` times the gates along its axes, ``(B, C, H + W)``, which are cast to its dtype."""
+def gate(x: Tensor, gates: Tensor, axes: int = 2, link: Any = None) -> Tensor:
+    """``x`` times the gates along its axes, ``(B, C, H + W)``, which are cast to its dtype; with its link if pooled."""
     gates = gates.to(x.dtype)
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return plain.gate(x, gates, axes)
     else:
-        backend = select(x)
+        backend, x, *links = Link(select(x), x) if link is None else link
         if backend.DIFFERENTIABLE:
             return backend.gate(x, gates, axes)  # type: ignore[no-any-return]
         x = dense(x)
-        return volume(_gate(planes(x), gate_planes(gates, x), backend, None, None), x)
-
-
-def attend(x: Tensor, kind: str, gates_of: Callable[[Tensor | None, Tensor | None], Tensor], axes: int = 2) -> Tensor:
-    """``x`` times the gates that ``gates_of`` computes from its means and maxima."""
-    backend = select(x)
-    if backend.DIFFERENTIABLE:
-        gates = gates_of(*backend.pool(x, kind, axes)).to(x.dtype)
-        return backend.gate(x, gates, axes)  # type: ignore[no-any-return]
-    x = dense(x)
-    images = planes(x)
-    means, maxima, *links = _pool(images, kind, backend)
-    gates = gates_of(*pool_planes(means, maxima, x)).to(x.dtype)
-    return volume(_gate(images, gate_planes(gates, x), backend, *links), x)
-
-
-def _pool(x: Tensor, kind: str, backend: ModuleType) -> tuple[Tensor | None, ...]:
-    """Means, maxima and two links; without backward, no links."""
-    if _recorded(x):
-        return _Pool.apply(x, kind, backend)  # type: ignore[no-any-return]
-    return *backend.pool(x, kind), None, None
-
-
-def _gate(x: Tensor, gates: Tensor, backend: ModuleType, *links: Tensor | None) -> Tensor:
-    y: Tensor = _Gate.apply(x, gates, backend, *links) if _recorded(x, gates) else backend.gate(x, gates)
-    return y
+        images, gates = planes(x), gate_planes(gates, x)
+        recorded = _recorded(images, gates)
+        y = _Gate.apply(images, gates, backend, *links) if recorded else backend.gate(images, gates)
+        return volume(y, x)
 
 
 def _recorded(*tensors: Tensor) -> bool:

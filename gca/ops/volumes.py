@@ -29,7 +29,8 @@ def planes(x: Tensor) -> Tensor:
     """A dense volume as a batch of images, a view."""
     if x.ndim != 5:
         return x
-    return (x.transpose(1, 2) if is_channels_last(x) else x).view(plane_shape(x))
+    b, c, d, h, w = x.shape
+    return x.view(b, c * d, h, w) if x.is_contiguous() else x.transpose(1, 2).view(b * d, c, h, w)
 
 
 def volume(y: Tensor, x: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def volume(y: Tensor, x: Tensor) -> Tensor:
     if x.ndim != 5:
         return y
     b, c, d, h, w = x.shape
-    return y.view(b, d, c, h, w).transpose(1, 2) if is_channels_last(x) else y.view(x.shape)
+    return y.view(x.shape) if x.is_contiguous() else y.view(b, d, c, h, w).transpose(1, 2)
 
 
 def pool_planes(means: Tensor | None, maxima: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -52,13 +53,13 @@ def _again(features: Tensor | None, x: Tensor, statistic: Callable[[Tensor, int]
     if features is None:
         return None
     b, c, d, h, w = x.shape
-    if last := is_channels_last(x):  # then so are its features
-        features, along = features.transpose(1, 2).reshape(b, d, h + w, c), 1
-    else:
+    if x.is_contiguous():
         features, along = features.reshape(b, c, d, h + w), 2
+    else:  # reduced in the order of memory
+        features, along = features.transpose(1, 2).reshape(b, d, h + w, c), 1
     rows, columns = torch.split(features, [h, w], dim=along + 1)
     pooled = (statistic(rows, along + 1), statistic(rows, along), statistic(columns, along))
-    return torch.cat(pooled, dim=along).transpose(1, 2) if last else torch.cat(pooled, dim=along)
+    return torch.cat(pooled, dim=2) if along == 2 else torch.cat(pooled, dim=1).transpose(1, 2)
 
 
 def gate_planes(gates: Tensor, x: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def gate_planes(gates: Tensor, x: Tensor) -> Tensor:
     if x.ndim != 5:
         return gates
     b, c, d, h, w = x.shape
-    along = 1 if is_channels_last(x) else 2
+    along = 2 if x.is_contiguous() else 1
     gate_d, gate_h, gate_w = torch.split(gates.transpose(1, 2) if along == 1 else gates, [d, h, w], dim=along)
     rows = gate_d.unsqueeze(along + 1) * gate_h.unsqueeze(along)
     columns = gate_w.unsqueeze(along)

@@ -41,14 +41,9 @@ def example(size: tuple[int, int] = (6, 9), batch: int = 3, dtype: torch.dtype =
 
 def link(x: Tensor, gate_h: Tensor, gate_w: Tensor, pool: str = "avg+max") -> tuple[Tensor, ...]:
     """Pooled rows, pooled columns and gated x, as the layers compute them."""
-    pooled = []
-
-    def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
-        pooled.append(combine(means, maxima).to(x.dtype))
-        return torch.cat((gate_h, gate_w), dim=2)
-
-    y = autograd.attend(x, pool, gates_of)
-    return *pooled[0].split([x.shape[2], x.shape[3]], dim=2), y
+    means, maxima, link = autograd.pool(x, pool)
+    y = autograd.gate(x, torch.cat((gate_h, gate_w), dim=2), link=link)
+    return *combine(means, maxima).to(x.dtype).split([x.shape[2], x.shape[3]], dim=2), y
 
 
 def run(x: Tensor, gate_h: Tensor, gate_w: Tensor, grads: tuple[Tensor, ...], pool: str) -> list[Tensor]:
@@ -179,14 +174,9 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(backend: s
     x, gate_h, gate_w, *_ = (leaf(t[:2, :2]) for t in example((3, 4)))
 
     def linked(x: Tensor, gate_h: Tensor, gate_w: Tensor) -> tuple[Tensor, ...]:
-        pooled = []
-
-        def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
-            pooled.append(combine(means, maxima))
-            return torch.cat((gate_h, gate_w), dim=2) * pooled[0]
-
-        y = autograd.attend(x, pool, gates_of)
-        return pooled[0].sin(), y
+        means, maxima, link = autograd.pool(x, pool)
+        pooled = combine(means, maxima)
+        return pooled.sin(), autograd.gate(x, torch.cat((gate_h, gate_w), dim=2) * pooled, link=link)
 
     assert torch.autograd.gradcheck(linked, (x, gate_h, gate_w))
     assert torch.autograd.gradgradcheck(linked, (x, gate_h, gate_w))

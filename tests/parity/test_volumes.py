@@ -41,14 +41,9 @@ def example(size: tuple[int, int, int] = SIZES[0], batch: int = 2, dtype: torch.
 
 def link(x: Tensor, *gates: Tensor, pool: str = "avg+max") -> Tensors:
     """Pooled features and gated x, as the layers compute them."""
-    pooled = []
-
-    def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
-        pooled.append(combine(means, maxima).to(x.dtype))
-        return torch.cat(gates, dim=2)
-
-    y = autograd.attend(x, pool, gates_of, 3)
-    return *pooled[0].split(list(x.shape[2:]), dim=2), y
+    means, maxima, link = autograd.pool(x, pool, 3)
+    y = autograd.gate(x, torch.cat(gates, dim=2), 3, link)
+    return *combine(means, maxima).to(x.dtype).split(list(x.shape[2:]), dim=2), y
 
 
 def run(x: Tensor, gates: Tensors, grads: Tensors, pool: str = "avg+max") -> list[Tensor]:
@@ -153,14 +148,9 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(backend: s
     x, *gates = (leaf(t[:1, :2]) for t in example((2, 2, 3))[:4])
 
     def linked(x: Tensor, *gates: Tensor) -> Tensors:
-        pooled = []
-
-        def gates_of(means: Tensor | None, maxima: Tensor | None) -> Tensor:
-            pooled.append(combine(means, maxima))
-            return torch.cat(gates, dim=2) * pooled[0]
-
-        y = autograd.attend(x, pool, gates_of, 3)
-        return pooled[0].sin(), y
+        means, maxima, link = autograd.pool(x, pool, 3)
+        pooled = combine(means, maxima)
+        return pooled.sin(), autograd.gate(x, torch.cat(gates, dim=2) * pooled, 3, link)
 
     assert torch.autograd.gradcheck(linked, (x, *gates))
     assert torch.autograd.gradgradcheck(linked, (x, *gates))

@@ -303,14 +303,9 @@ def test_numba_writes_nothing_beside_its_tasks(
     x, grad = _leaf(torch.rand(shape, dtype=torch.float64)), torch.rand(shape, dtype=torch.float64)
     gates, grad_means, grad_maxima = torch.rand(3, *shape[:2], h + shape[3], dtype=torch.float64)
     gates = _leaf(gates)
-    features = []
     with ops.backend("reference"):
-
-        def gates_of(*pooled: Tensor) -> Tensor:
-            features.extend(pooled)
-            return gates
-
-        y = autograd.attend(x, "avg+max", gates_of)
+        *features, link = autograd.pool(x, "avg+max")
+        y = autograd.gate(x, gates, link=link)
         grads = torch.autograd.grad((y, *features), (x, gates), (grad, grad_means, grad_maxima))
     means, maxima = (t.detach() for t in features)
     cases = {
