@@ -91,7 +91,9 @@ def plot_complexity(rows: list[Row], reported: dict[str, float], where: Row, pat
         bars = axes.barh(names, values, color="C0", xerr=spread, error_kw={"elinewidth": 0.8, "capsize": 3})
         axes.bar_label(bars, fmt="%.2f %%", padding=6, fontsize=8)
         if reported:
-            axes.plot(reported[reported_key], "GCA", "D", color="C1", markersize=5, label="GCA, as reported in the paper")
+            axes.plot(
+                reported[reported_key], "GCA", "D", color="C1", markersize=5, label="GCA, as reported in the paper"
+            )
         axes.axvline(0, color="k", linewidth=0.8)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("over no attention, %")
