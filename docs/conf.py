@@ -11,7 +11,7 @@ project = "gca-attn"
 author = "The gca-attn developers"
 version = release = gca.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "links", "mathml"]
 exclude_patterns = ["costs/*"]  # tables that other pages include
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -29,7 +29,10 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 80
 napoleon_custom_sections = ["Shape", "Reference"]
 
+# Every reference has to resolve, but to other packages, whose servers a build should not depend on.
 nitpicky = True
-# The documentation of other packages is not looked up: a build should not depend on their servers.
-nitpick_ignore_regex = [("py:.*", r"(torch|nn|collections|contextlib|pathlib|smp|segmentation_models_pytorch)(\..*)?")]
-nitpick_ignore = [("py:class", "gca.inject.Model")]  # a type variable
+ELSEWHERE = (
+    *("collections.abc.Callable", "collections.abc.Iterable", "collections.abc.Mapping", "pathlib.Path"),
+    *("torch.Tensor", "torch.device", "torch.dtype", "torch.nn.modules.module.Module"),
+)
+nitpick_ignore = [("py:class", name) for name in (*ELSEWHERE, "gca.inject.Model")]  # the last is a type variable
