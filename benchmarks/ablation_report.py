@@ -26,9 +26,9 @@ RULE = (
     "significant (95 % CI contains 0). Intervals are not corrected for the number of comparisons."
 )
 SCANS = (
-    "Dice is the strict one, in which an invented structure scores 0. HD95 strict leaves out cases in which one mask "
-    "is empty; HD95 transunet scores them 0 and is in voxels whatever the spacing. The paper reports HD95 in mm and "
-    "does not define it; it stands under transunet's."
+    "Dice is the strict one, in which a false positive structure scores 0. HD95 strict leaves out cases in which one "
+    "mask is empty; HD95 transunet scores them 0 and is in voxels whatever the spacing. The paper reports HD95 in mm "
+    "and does not define it; it stands under transunet's."
 )
 RGB = "Rates are over the pixels of all test images; Dice per class is the mean over images."
 COST = (

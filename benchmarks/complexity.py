@@ -41,7 +41,7 @@ PAPER: Row = {
     "device": "NVIDIA RTX 4060 Ti (16 GB)",
     "rows": TABLE_4,
 }
-# key of a row: title, unit, key of the printed figure
+# key of a row: title, unit, key of the reported figure
 COLUMNS = {
     "parameters": ("parameters (M)", 1e6, "parameters_m"),
     "macs_thop": ("MACs, thop (G)", 1e9, "macs_g"),
@@ -184,12 +184,12 @@ def add_overheads(rows: list[Row]) -> None:
 
 
 def compare(rows: list[Row]) -> list[Row]:
-    """Every printed count beside ours, rounded as it is printed. The printed overheads follow from these figures."""
+    """Every reported count beside ours, rounded as it is reported. The reported overheads follow from these figures."""
     compared: list[Row] = []
-    for key, (_, unit, printed) in COLUMNS.items():
+    for key, (_, unit, reported) in COLUMNS.items():
         for row in rows:
-            if row["contender"] in PAPER["rows"] and printed and key != "latency_ms":
-                ours, paper = round(row[key] / unit, 2), PAPER["rows"][row["contender"]][printed]
+            if row["contender"] in PAPER["rows"] and reported and key != "latency_ms":
+                ours, paper = round(row[key] / unit, 2), PAPER["rows"][row["contender"]][reported]
                 agrees = "yes" if ours == paper else "no"
                 compared.append(
                     {"count": key, "contender": row["contender"], "ours": ours, "paper": paper, "agrees": agrees}
@@ -198,14 +198,14 @@ def compare(rows: list[Row]) -> list[Row]:
 
 
 def explain(rows: list[Row], compared: list[Row], layers: dict[str, Row]) -> list[str]:
-    """What the numbers say about the printed figures that differ. ``layers`` are those of GCA."""
+    """What the numbers say about the reported figures that differ. ``layers`` are those of GCA."""
     told = []
     differ = [row for row in compared if row["agrees"] == "no"]
     by_fvcore = not any(row["count"].endswith("fvcore") for row in differ)
     if by_fvcore:
-        told.append("All printed MACs and FLOPs are met to the last digit when counted by fvcore's rules.")
+        told.append("All reported MACs and FLOPs are met to the last digit when counted by fvcore's rules.")
         told += [
-            f"FLOPs of {row['contender']} by thop: {row['ours']:.2f} G, printed {row['paper']:.2f} G. "
+            f"FLOPs of {row['contender']} by thop: {row['ours']:.2f} G, reported {row['paper']:.2f} G. "
             "The paper most likely counted by rules like fvcore's rather than thop's."
             for row in differ
             if row["count"] == "flops_thop"
@@ -217,8 +217,8 @@ def explain(rows: list[Row], compared: list[Row], layers: dict[str, Row]) -> lis
 
 
 def explain_parameters(row: Row, base: int, macs_agree: bool, layers: dict[str, Row]) -> list[str]:
-    """Ways to the printed number of parameters, and which network the printed MACs are of."""
-    told = [f"Parameters of GCA: {row['ours']:.2f} M, printed {row['paper']:.2f} M."]
+    """Ways to the reported number of parameters, and which network the reported MACs are of."""
+    told = [f"Parameters of GCA: {row['ours']:.2f} M, reported {row['paper']:.2f} M."]
     gap = round(row["ours"] - row["paper"], 2)
     if gap == round(gap):
         told.append(f"They are {gap:.2f} M apart, a whole number of millions: one misprinted digit would do that.")
@@ -228,39 +228,39 @@ def explain_parameters(row: Row, base: int, macs_agree: bool, layers: dict[str, 
         told.append(
             f"With one of the largest layers alone ({name}, {largest['parameters']:,} parameters) the network would "
             f"have {alone:,}, which is also {row['paper']:.2f} M; but that layer's convolutions add only "
-            f"{largest['macs_torch'] / 1e9:.2f} G MACs of the {PAPER['rows']['overhead']['macs_g']:.2f} G printed."
+            f"{largest['macs_torch'] / 1e9:.2f} G MACs of the {PAPER['rows']['overhead']['macs_g']:.2f} G reported."
         )
     if macs_agree:
-        told.append(f"The printed MACs are those with all {len(layers)} layers, as the paper describes the network.")
+        told.append(f"The reported MACs are those with all {len(layers)} layers, as the paper describes the network.")
     return told
 
 
-def table(rows: list[Row], printed: dict[str, Row]) -> list[Row]:
-    """Counts, then overheads, in millions, billions and milliseconds; under each line what the paper prints."""
+def table(rows: list[Row], reported: dict[str, Row]) -> list[Row]:
+    """Counts, then overheads, in millions, billions and milliseconds; under each line what the paper reports."""
 
     def line(label: str, values: Row, suffix: str = "") -> Row:
         per_unit = {key: 1.0 if suffix.endswith("percent") else unit for key, (_, unit, _) in COLUMNS.items()}
         return {"": label} | {name: values[key + suffix] / per_unit[key] for key, (name, _, _) in COLUMNS.items()}
 
     def paper_line(figures: Row) -> Row:
-        return {"": "  printed"} | {name: figures[key] for name, _, key in COLUMNS.values() if key}
+        return {"": "  reported"} | {name: figures[key] for name, _, key in COLUMNS.values() if key}
 
     lines = []
     for row in rows:
         lines.append(line(row["contender"], row))
-        if row["contender"] in printed:
-            lines.append(paper_line(printed[row["contender"]]))
+        if row["contender"] in reported:
+            lines.append(paper_line(reported[row["contender"]]))
     for row in rows[1:]:
         lines.append(line(f"Δ {row['contender']}", row, "_overhead"))
         lines.append(line("  in %", row, "_overhead_percent"))
-        if row["contender"] == "GCA" and printed:
-            lines.append(paper_line(printed["overhead"]))
-            lines.append(paper_line(printed["overhead"] | printed_percent()) | {"": "  printed, in %"})
+        if row["contender"] == "GCA" and reported:
+            lines.append(paper_line(reported["overhead"]))
+            lines.append(paper_line(reported["overhead"] | reported_percent()) | {"": "  reported, in %"})
     return lines
 
 
-def printed_percent() -> dict[str, float]:
-    """The printed overheads in percent of the printed figures without attention."""
+def reported_percent() -> dict[str, float]:
+    """The reported overheads in percent of the reported figures without attention."""
     base, overhead = PAPER["rows"]["no attention"], PAPER["rows"]["overhead"]
     return {key: 100 * overhead[key] / base[key] for key in base}
 
@@ -279,15 +279,15 @@ def main() -> None:
     rows, layers = measure(options)
     add_overheads(rows)
     setting = {key: getattr(options, key) for key in PAPER["setting"]}
-    as_printed = setting == PAPER["setting"]
-    compared = compare(rows) if as_printed else []
-    told = explain(rows, compared, layers["GCA"]) if as_printed else []
-    shown = table(rows, PAPER["rows"] if as_printed else {})
+    as_reported = setting == PAPER["setting"]
+    compared = compare(rows) if as_reported else []
+    told = explain(rows, compared, layers["GCA"]) if as_reported else []
+    shown = table(rows, PAPER["rows"] if as_reported else {})
     show(shown, list(shown[0]))
     print("\nLatency: median, quartiles and minimum over rounds")
     show(rows, ["contender", *(f"latency_{key}" for key in ("ms", "ms_q1", "ms_q3", "ms_min"))])
-    if as_printed:
-        print(f"\nPrinted: {PAPER['source']}; latency on {PAPER['device']}.")
+    if as_reported:
+        print(f"\nReported: {PAPER['source']}; latency on {PAPER['device']}.")
         show(compared, list(compared[0]))
     for sentence in told:
         print(sentence)
@@ -305,7 +305,7 @@ def main() -> None:
         "attention_layers": layers,
     }
     save(options.out, where, rows, summary)
-    plot_complexity(rows, printed_percent() if as_printed else {}, where, options.out / "complexity.png")
+    plot_complexity(rows, reported_percent() if as_reported else {}, where, options.out / "complexity.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Settings of Sphinx: ``sphinx-build -W -n --keep-going -b html docs build/docs``. Building needs no network."""
+"""Settings of Sphinx: ``sphinx-build -W --keep-going -b html docs build/docs``. Building needs no internet access."""
 
 import sys
 from pathlib import Path
@@ -11,10 +11,11 @@ project = "gca-attn"
 author = "The gca-attn developers"
 version = release = gca.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "links", "mathml"]
 exclude_patterns = ["costs/*"]  # tables that other pages include
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # the tests run the notebooks; the site shows the output stored in them
 
 html_theme = "furo"
 html_show_copyright = False
@@ -28,6 +29,10 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 80
 napoleon_custom_sections = ["Shape", "Reference"]
 
-# The documentation of other packages is not looked up: a build should not depend on their servers.
-nitpick_ignore_regex = [("py:.*", r"(torch|nn|collections|contextlib|pathlib|smp|segmentation_models_pytorch)(\..*)?")]
-nitpick_ignore = [("py:class", "gca.inject.Model")]  # a type variable
+# Every reference has to resolve, but to other packages, whose servers a build should not depend on.
+nitpicky = True
+ELSEWHERE = (
+    *("collections.abc.Callable", "collections.abc.Iterable", "collections.abc.Mapping", "pathlib.Path"),
+    *("torch.Tensor", "torch.device", "torch.dtype", "torch.nn.modules.module.Module"),
+)
+nitpick_ignore = [("py:class", name) for name in (*ELSEWHERE, "gca.inject.Model")]  # the last is a type variable

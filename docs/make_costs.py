@@ -27,7 +27,7 @@ LAYERS = {
 }
 
 HEAD = """\
-| input | parameters | MACs an image | forward | forward + backward | peak memory over the input's |
+| input | parameters | MACs an image | forward | forward + backward | peak memory, x input size |
 |---|--:|--:|--:|--:|--:|
 """
 

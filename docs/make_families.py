@@ -1,7 +1,7 @@
 """Write docs/families.md from the tables in gca/families.py: ``python docs/make_families.py``."""
 
 import json
-from itertools import groupby
+from os.path import commonpath
 from pathlib import Path
 
 from gca.families import FAMILIES, REFUSED
@@ -14,20 +14,23 @@ LIBRARIES = {
     "segmentation_models_pytorch": "segmentation-models-pytorch",
     "monai": "MONAI",
     "transformers": "transformers",
+    "dynamic_network_architectures": "nnU-Net",
+    "timm_3d": "timm_3d",
 }
+USUAL = "the last norm"
 
 HEAD = """\
 # Supported families
 
 `gca.inject` recognises residual blocks by the class whose `forward` runs, wherever they sit: in a classifier, in the
-encoder of a segmentation network, in the backbone of a detector. Attention goes after what the table names and before
-the residual sum, into the attribute in the third column, so that its parameters are called
-`<block>.<attribute>.<parameter>`. Where that attribute already holds attention, `on_existing` decides. In blocks marked
-with an asterisk the class itself has no place for attention; while they are injected they are instances of a sub-class
-in `gca/slots` that adds one. No parameter of the network is renamed in either case.
+encoder of a segmentation network, in the backbone of a detector. The tables below, one for each library, name these
+classes. Attention goes after the last norm and before the residual sum, or where an exception below a table says; its
+parameters are called `<block>.<attribute>.<parameter>`. Where that attribute already holds attention, `on_existing`
+decides. A class with an asterisk has no such attribute itself; while its blocks are injected they are instances of a
+sub-class in `gca/slots` that adds one. No parameter of the network is renamed in either case.
 
 Inverted residuals are insertion points where they have a shortcut; those without one are passed by. The squeeze and
-excitation inside them stands before their projection: it is another place, and stays as it is.
+excitation inside them comes before their projection: it is another insertion point, and stays as it is.
 
 Of the {networks:,} networks of timm {timm}, {injected} are injected, {refused} are refused with a reason, and {unknown}
 hold no known block. [What became of each](../benchmarks/results/families_timm/models.csv) is written by
@@ -39,14 +42,14 @@ This page is made from the tables in `gca/families.py` by `python docs/make_fami
 TABLE = """
 ## {library}
 
-| networks | block class | attribute | attention stands after |
+| networks | block class | in `{prefix}` | attribute |
 |---|---|---|---|
 """
 
 DECODERS = """
 Blocks marked with two asterisks are injected on request only, that is, when their part is what is passed:
 `gca.inject(network.decoder, "cbam")`. `gca.inject(network)` leaves them alone; `gca.injected`, `gca.summary` and
-`gca.eject` see them wherever they are. `decoder_attention_type="scse"` occupies the place.
+`gca.eject` see them wherever they are. With `decoder_attention_type="scse"` they already have an attention module.
 """
 
 REFUSALS = """
@@ -55,8 +58,8 @@ REFUSALS = """
 These look alike and are left alone: `inject` raises a `ValueError` that names the class and the reason. In networks
 that mix them with blocks of the table above, such as tresnet, choose the others with `where=`.
 
-| block class | why |
-|---|---|
+| block class | in | why |
+|---|---|---|
 """
 
 TAIL = """
@@ -72,21 +75,33 @@ resnetv2. HRNet's draws every convolution anew; afterwards, call `zero_init_last
 
 def page() -> str:
     """The whole page."""
-    known = "".join(
-        table(library, list(group)) for library, group in groupby(FAMILIES, lambda name: name.split(".")[0])
+    of: dict[str, list[str]] = {library: [] for library in LIBRARIES}
+    for name in FAMILIES:
+        of[name.split(".")[0]].append(name)
+    known = "".join(table(library, names) for library, names in of.items() if names)
+    refused = "".join(
+        f"| `{cls}` | `{module}` | {reason} |\n"
+        for (module, _, cls), reason in ((name.rpartition("."), reason) for name, reason in REFUSED.items())
     )
-    refused = "".join(f"| `{name}` | {reason} |\n" for name, reason in REFUSED.items())
     return HEAD.format(**json.loads(COUNTS.read_text())) + known + REFUSALS + refused + TAIL
 
 
 def table(library: str, names: list[str]) -> str:
-    """The families of one library."""
-    rows = ""
+    """The families of one library, and what its blocks have before attention where that is not the last norm."""
+    prefix = commonpath([name.rpartition(".")[0].replace(".", "/") for name in names]).replace("/", ".")
+    rows, others = "", dict[str, list[str]]()
     for name, family in ((name, FAMILIES[name]) for name in names):
+        module, _, cls = name.rpartition(".")
         mark = r" \*\*" if family.on_request else r" \*" if family.slotted else ""
-        rows += f"| {family.models} | `{name}`{mark} | `{family.slot}` | {family.position} |\n"
+        below = module.removeprefix(prefix).removeprefix(".")
+        rows += f"| {family.models} | `{cls}`{mark} | {f'`{below}`' if below else ''} | `{family.slot}` |\n"
+        if family.position != USUAL:
+            others.setdefault(family.position, []).append(f"`{cls}`")
+    if others:
+        rows += "\nExceptions:\n\n"
+        rows += "".join(f"- {', '.join(dict.fromkeys(of))}: after {position}\n" for position, of in others.items())
     notes = DECODERS if any(FAMILIES[name].on_request for name in names) else ""
-    return TABLE.format(library=LIBRARIES[library]) + rows + notes
+    return TABLE.format(library=LIBRARIES[library], prefix=prefix) + rows + notes
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ The diagram of imports is made from the import statements in ``gca/``; the other
 """
 
 import ast
+import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,12 +31,32 @@ class Drawing:
         ]
 
     def words(self, x: float, y: float, text: str, size: int = 13, colour: str = TEXT, anchor: str = "middle") -> None:
-        """One line, centred on ``y``."""
+        """One line, centred on ``y``; ``C_g`` and ``A^h`` have a subscript and a superscript, as in the formulas."""
         text = text.replace("*", "\u00d7")  # the sign of multiplication
+        text = re.sub(r"\b([A-Z])([_^])([a-z])([^_^]*?)(?=\b[A-Z][_^]|$)", self._raised(size), text)
         self.parts.append(
             f'<text x="{x:g}" y="{y + 0.35 * size:g}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">'
             f"{text}</text>"
         )
+
+    @staticmethod
+    def _raised(size: int) -> Callable[[re.Match[str]], str]:
+        """A small letter below or above the line, and what follows it back on the line."""
+
+        def tspans(found: re.Match[str]) -> str:
+            letter, where, small, rest = found.groups()
+            shift = (0.25 if where == "_" else -0.4) * size
+            back = f'<tspan dy="{-shift:g}">{rest}</tspan>' if rest else ""
+            return f'{letter}<tspan dy="{shift:g}" font-size="{0.75 * size:g}">{small}</tspan>{back}'
+
+        return tspans
+
+    def room(self, x: float, y: float, w: float, h: float, name: str, indent: float = 10) -> None:
+        """A part of the code, named at the top, in which steps are drawn."""
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="8" fill="#fbfcfd" stroke="#d0d5dd"/>'
+        )
+        self.words(x + indent, y + 14, name, 12, SOFT, "start")
 
     def box(self, x: float, y: float, w: float, h: float, text: str, style: tuple[str, str] = GREY) -> None:
         """A box around its centre, with one or more lines of words."""
@@ -111,12 +133,12 @@ def grouped_coordinate() -> Drawing:
     d.box(218, ROWS, 144, 48, "rows: mean + max\nC_g * H * 1")
     d.box(218, COLUMNS, 144, 48, "columns: mean + max\nC_g * 1 * W")
     d.branches(8, y, 290, 306, 322, leave=False)
-    d.box(382, y, 118, 58, "side by side: F\nC_g * (H + W)")
+    d.box(382, y, 118, 58, "concatenated: F\nC_g * (H + W)")
     d.arrow((442, y), (464, y))
     d.box(540, y, 150, 92, "conv 1*1, C_g → C_g/r\nbatch norm, ReLU\nconv 1*1, C_g/r → C_g\nsigmoid: the gates", ORANGE)
     d.branches(20, y, 616, 640, 662, leave=True)
-    d.box(714, ROWS, 102, 48, "rows A_h\nC_g * H * 1")
-    d.box(714, COLUMNS, 102, 48, "columns A_w\nC_g * 1 * W")
+    d.box(714, ROWS, 102, 48, "rows A^h\nC_g * H * 1")
+    d.box(714, COLUMNS, 102, 48, "columns A^w\nC_g * 1 * W")
     d.gated(y, 766, 62, (846, "Y_g"))
     d.words(430, 226, "one pair of convolutions serves all groups and both directions", 12, ORANGE[1])
     return d
@@ -131,7 +153,7 @@ def coordinate() -> Drawing:
     d.box(196, ROWS, 114, 48, "rows: mean\nC * H * 1")
     d.box(196, COLUMNS, 114, 48, "columns: mean\nC * 1 * W")
     d.branches(8, y, 254, 274, 294, leave=False)
-    d.box(350, y, 110, 58, "side by side\nC * (H + W)")
+    d.box(350, y, 110, 58, "concatenated\nC * (H + W)")
     d.arrow((406, y), (428, y))
     d.box(504, y, 150, 74, "conv 1*1, C → m\nbatch norm\nhard swish", ORANGE)
     d.branches(20, y, 580, 604, 624, leave=True)
@@ -185,6 +207,91 @@ def cbam() -> Drawing:
     d.arrow((466, y), (466, 138), (810, 138), (810, y + 15))
     d.words(244, 156, "channels", 12, SOFT)
     d.words(640, 156, "positions", 12, SOFT)
+    return d
+
+
+def forward() -> Drawing:
+    """The way of ``x`` through one forward of the layer of the paper."""
+    d = Drawing(900, 330, "The way of x through one forward of grouped coordinate attention")
+    d.room(10, 34, 880, 84, "gca/layers/grouped_coordinate.py", indent=500)
+    d.room(10, 128, 880, 84, "gca/ops/autograd.py, dispatch.py", indent=228)
+    d.room(10, 222, 880, 84, "gca/ops: one of plain, eager, numba, triton", indent=228)
+    layer, ops, backend = 84, 178, 272
+    d.words(112, 16, "x", 16)
+    d.arrow((112, 26), (112, layer - 21))
+    d.box(112, layer, 150, 38, "forward(x)")
+    d.arrow((112, layer + 20), (112, ops - 27))
+    d.box(112, ops, 170, 50, "pool: select\nthe backend", GREY)
+    d.arrow((112, ops + 26), (112, backend - 27))
+    d.box(112, backend, 170, 50, "means and maxima of\nrows and columns", BLUE)
+    d.arrow((198, backend), (222, backend), (222, layer), (242, layer))
+    d.box(374, layer, 260, 50, "_gates: mean + max, split into groups,\ntwo convolutions, sigmoid", ORANGE)
+    d.arrow((505, layer), (620, layer), (620, ops - 27))
+    d.box(620, ops, 180, 50, "gate: the same backend,\nby the link of the pool")
+    d.arrow((620, ops + 26), (620, backend - 27))
+    d.box(620, backend, 180, 50, "x times the gates of its\nrow and its column", BLUE)
+    d.arrow((711, backend), (820, backend), (820, 28))
+    d.words(820, 16, "y", 16)
+    d.words(450, 320, "saved for backward: x and small tensors", 12, SOFT)
+    return d
+
+
+def training() -> Drawing:
+    """The way of a case through one training."""
+    d = Drawing(900, 400, "The way of a case through one training")
+    d.room(10, 10, 880, 70, "examples/medseg/command_line")
+    stations = [(280, "options"), (450, "runs"), (620, "experiment"), (790, "pipeline: one run")]
+    for (x, _), (target, _) in pairwise(stations):
+        d.arrow((x + 66, 45), (target - 67, 45))
+    for x, text in stations:
+        d.box(x, 45, 130, 34, text)
+    columns = {"data": 110, "training": 340, "evaluation": 570, "figures": 790}
+    for name, x in columns.items():
+        width = 200 if name != "figures" else 180
+        d.room(x - width / 2, 92, width, 298, f"medseg/{name}")
+    steps = {
+        "data": (
+            "synapse, acdc, isic, ...\nlist the Cases",
+            "dataset\nSplit by patient",
+            "images, nifti, arrays\nread, check a Volume",
+        ),
+        "training": (
+            "slices\nin an order by seed",
+            "transforms\naugment, fit to a square",
+            "trainer, losses\nkeep the best epoch",
+        ),
+        "evaluation": (
+            "prediction\nslices, at native size",
+            "metrics\nDice, HD95",
+            "scores, report\nresults.json, table",
+        ),
+    }
+    heights = (148, 232, 316)
+    for name, texts in steps.items():
+        x = columns[name]
+        for number, (y, text) in enumerate(zip(heights, texts, strict=True)):
+            d.box(x, y, 176, 54, text, ORANGE if text.startswith("trainer") else BLUE if name == "data" else GREY)
+            if number:
+                d.arrow((x, heights[number - 1] + 28), (x, y - 29))
+    d.box(columns["figures"], heights[2], 156, 54, "results\noverlays, curves")
+    d.arrow(
+        (columns["data"] + 89, heights[2]), (225, heights[2]), (225, heights[0]), (columns["training"] - 90, heights[0])
+    )
+    d.arrow(
+        (columns["training"] + 89, heights[2]),
+        (455, heights[2]),
+        (455, heights[0]),
+        (columns["evaluation"] - 90, heights[0]),
+    )
+    d.arrow((columns["evaluation"] + 89, heights[2]), (columns["figures"] - 80, heights[2]))
+    d.arrow(
+        (columns["data"], heights[2] + 28),
+        (110, 372),
+        (470, 372),
+        (470, heights[0] + 12),
+        (columns["evaluation"] - 90, heights[0] + 12),
+    )
+    d.words(290, 362, "test cases", 12, SOFT)
     return d
 
 
@@ -252,6 +359,8 @@ FIGURES = {
     "coordinate.svg": coordinate,
     "cbam.svg": cbam,
     "se.svg": squeeze_excitation,
+    "forward.svg": forward,
+    "training.svg": training,
     "imports.svg": imports,
 }
 

@@ -82,7 +82,8 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
             ``layer`` does not say what builds a layer of one's own.
 
     Example:
-        >>> model = gca.load(timm.create_model("resnet50", pretrained=True), "attention.safetensors")
+        >>> model = timm.create_model("resnet50", pretrained=True)
+        >>> gca.load(model, "attention.safetensors")
     """
     check_changeable(model)
     content, tensors = read(path)

@@ -16,7 +16,7 @@ from gca.ops.plain import combine
 class CoordinateAttention(GatedLayer):
     r"""Gate every position by its row and its column, all channels together.
 
-    The mean over each row, :math:`z^h`, and over each column, :math:`z^w`, are laid side by side and encoded
+    The mean over each row, :math:`z^h`, and over each column, :math:`z^w`, are concatenated and encoded
     together; each direction then has its own convolution:
 
     .. math::

@@ -20,7 +20,7 @@ class GroupedCoordinateAttention(GatedLayer):
 
     The channels of :math:`X` are split into :math:`G` groups :math:`X_g` of :math:`C_g = C/G` channels. Each group
     is pooled along its width and along its height, by mean and by maximum; the two are summed and the :math:`H` row
-    descriptors and :math:`W` column descriptors are laid side by side as :math:`F`. Then, with
+    features and :math:`W` column features are concatenated as :math:`F`. Then, with
     :math:`\delta` = ReLU and :math:`\sigma` = sigmoid,
 
     .. math::

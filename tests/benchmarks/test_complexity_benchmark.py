@@ -1,4 +1,4 @@
-"""benchmarks/complexity.py: its counts against sums by hand, and what it says about the printed table."""
+"""benchmarks/complexity.py: its counts against sums by hand, and what it says about the reported table."""
 
 import csv
 import importlib
@@ -101,7 +101,7 @@ def test_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     assert base["macs_fvcore"] == 1_236_832_256
 
     printed = capsys.readouterr().out
-    assert "printed" not in printed  # the paper's table is of another network
+    assert "reported" not in printed  # the paper's table is of another network
     assert results["summary"]["comparison"] == results["summary"]["explanation"] == []
     assert results["machine"]["threads"] == 1
     with (tmp_path / "table.csv").open() as file:
@@ -109,7 +109,7 @@ def test_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     assert (tmp_path / "complexity.png").stat().st_size > 1000
 
 
-def test_the_printed_table() -> None:
+def test_the_reported_table() -> None:
     """Counted without computing: on the meta device."""
     rows, layers = [], {}
     for name in ("no attention", "GCA"):
@@ -129,7 +129,7 @@ def test_the_printed_table() -> None:
     assert differ == [("parameters", "GCA", 48.98), ("flops_thop", "no attention", 35.14)]
     told = " ".join(complexity.explain(rows, compared, layers))
     for fact in (
-        "35.14 G, printed 35.15 G",
+        "35.14 G, reported 35.15 G",
         "4.00 M apart",
         "44,983,945",
         "0.03 G MACs of the 0.23 G",
@@ -139,7 +139,7 @@ def test_the_printed_table() -> None:
 
     complexity.add_overheads(rows)
     lines = complexity.table(rows, complexity.PAPER["rows"])
-    assert [line[""] for line in lines[:4]] == ["no attention", "  printed", "GCA", "  printed"]
+    assert [line[""] for line in lines[:4]] == ["no attention", "  reported", "GCA", "  reported"]
     assert [line["parameters (M)"] for line in lines[2:6]] == [
         48.978313,
         44.98,
@@ -154,11 +154,11 @@ def test_nothing_is_explained_that_the_numbers_do_not_say() -> None:
     units = {"parameters": ("parameters_m", 1e6)}
     units |= {f"macs_{counter}": ("macs_g", 1e9) for counter in ("thop", "fvcore")}
     units |= {f"flops_{counter}": ("flops_g", 1e9) for counter in ("thop", "fvcore")}
-    printed = complexity.PAPER["rows"]
+    reported = complexity.PAPER["rows"]
 
     def rows(**changed: float) -> list[dict[str, Any]]:
         both: list[dict[str, Any]] = [
-            {"contender": name, **{key: printed[name][figure] * unit for key, (figure, unit) in units.items()}}
+            {"contender": name, **{key: reported[name][figure] * unit for key, (figure, unit) in units.items()}}
             for name in ("no attention", "GCA")
         ]
         both[1] |= changed
@@ -169,13 +169,13 @@ def test_nothing_is_explained_that_the_numbers_do_not_say() -> None:
         told: list[str] = complexity.explain(ours, complexity.compare(ours), {"a": {"parameters": 1, "macs_torch": 1}})
         return told
 
-    assert explained() == ["All printed MACs and FLOPs are met to the last digit when counted by fvcore's rules."]
+    assert explained() == ["All reported MACs and FLOPs are met to the last digit when counted by fvcore's rules."]
     off = explained(parameters=46.5e6, macs_fvcore=18e9)
-    assert off == ["Parameters of GCA: 46.50 M, printed 44.98 M."]
+    assert off == ["Parameters of GCA: 46.50 M, reported 44.98 M."]
     assert "2.00 M apart" in explained(parameters=46.98e6)[2]
 
 
-def test_printed_overheads_follow_from_the_printed_figures() -> None:
+def test_reported_overheads_follow_from_the_reported_figures() -> None:
     base, ours, overhead = complexity.PAPER["rows"].values()
     assert overhead == {key: round(ours[key] - base[key], 2) for key in base}
 

@@ -20,7 +20,7 @@ import gca.families
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("sh", "bash", "console")
-SILENT = ("text", "{toctree}", "{include}", "{eval-rst}")  # what a block before it prints, or what Sphinx reads
+SILENT = ("text", "bibtex", "{toctree}", "{include}", "{eval-rst}")  # what a block before it prints; for Sphinx
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
