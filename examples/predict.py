@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from medseg.atomic_write import whole
+from medseg.command_line.options import positive_int
 from medseg.errors import DataError, RunError
-from medseg.options import positive_int
-from medseg.pictures import draw_overlay
-from medseg.prediction import FORMATS, Network, load_network, predict, read_picture, suffix_of
-from medseg.whole import whole
+from medseg.evaluation.prediction import FORMATS, Network, load_network, predict, read_picture, suffix_of
+from medseg.figures.results import draw_overlay
 
 
 class Task(NamedTuple):

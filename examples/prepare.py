@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg import prepare_acdc, prepare_isic, prepare_synapse
+from medseg.command_line.options import int_from_0, positive_int, size
+from medseg.data import prepare_acdc, prepare_isic, prepare_synapse
+from medseg.data.isic import RELEASED
+from medseg.data.preparation import Release, prepare
 from medseg.errors import DataError
-from medseg.isic import RELEASED
-from medseg.options import int_from_0, positive_int, size
-from medseg.preparation import Release, prepare
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Train and evaluate GCA-ResUNet on ISIC 2017 or 2018, as released or in the layout of ``medseg/isic.py``.
+"""Train and evaluate GCA-ResUNet on ISIC 2017 or 2018, as released or in the layout of ``medseg/data/isic.py``.
 
 The paper's experiments: ``train_isic.py --year 2018 --data DIR --seed 10 11 12``, and the same with 2017.
 """
@@ -6,8 +6,8 @@ The paper's experiments: ``train_isic.py --year 2018 --data DIR --seed 10 11 12`
 import argparse
 from collections.abc import Sequence
 
-from medseg.experiment import main as run
-from medseg.isic import RELEASED, isic
+from medseg.command_line.experiment import main as run
+from medseg.data.isic import RELEASED, isic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@
 One picture per layer shows which rows and columns each group lights up: the gate of every position, averaged over the
 channels of the group, over the slice as the network saw it, with the gates of the rows and columns at its margins.
 groups.json, groups.csv and overview.png compare the groups with one another, with random splits of the same channels,
-and with a network that was not trained; medseg/group_similarity.py says how. Several networks have folders of their own
+and with a network that was not trained; medseg/evaluation/group_similarity.py says how. Several networks have folders of their own
 in OUT, and a summary over all of them, summary.json and summary.csv. --parts is the control: it compares parts of the
 channels of layers that have a single group, which no training told apart.
 """
@@ -31,18 +31,18 @@ from tqdm import tqdm
 
 import gca
 from gca.maps import AxisGates
-from medseg.acdc import ACDC
-from medseg.attention_pictures import draw_layer, draw_overview
-from medseg.benchmark import Settings
+from medseg.atomic_write import whole, write_json, write_text
+from medseg.command_line.options import int_from_0, positive_int
+from medseg.data.acdc import ACDC
+from medseg.data.arrays import read_json
+from medseg.data.benchmark import Settings
+from medseg.data.isic import RELEASED, isic
+from medseg.data.synapse import SYNAPSE
 from medseg.errors import DataError, RunError
-from medseg.files import read_json
-from medseg.geometry import as_rgb, fit_square
-from medseg.group_similarity import Similarity, group_similarity, over_networks, untrained, verdict
-from medseg.isic import RELEASED, isic
-from medseg.options import int_from_0, positive_int
-from medseg.prediction import Network, load_network, read_picture
-from medseg.synapse import SYNAPSE
-from medseg.whole import whole, write_json, write_text
+from medseg.evaluation.group_similarity import Similarity, group_similarity, over_networks, untrained, verdict
+from medseg.evaluation.prediction import Network, load_network, read_picture
+from medseg.figures.attention import draw_layer, draw_overview
+from medseg.training.geometry import as_rgb, fit_square
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (SYNAPSE, ACDC, *map(isic, RELEASED))}
 ROWS = 4  # slices in a picture

@@ -18,15 +18,15 @@ from scipy import ndimage
 from torch import nn
 
 import predict
-from medseg.acdc import ACDC, read_acdc
-from medseg.benchmark import Benchmark
-from medseg.evaluation import predict_volume
-from medseg.files import read_image
-from medseg.isic import isic
-from medseg.network import build_model, save_model
-from medseg.nifti import orientation_of, spacing_of, to_slices
-from medseg.prediction import load_network
-from medseg.synapse import SYNAPSE, read_volume
+from medseg.data.acdc import ACDC, read_acdc
+from medseg.data.arrays import read_image
+from medseg.data.benchmark import Benchmark
+from medseg.data.isic import isic
+from medseg.data.nifti import orientation_of, spacing_of, to_slices
+from medseg.data.synapse import SYNAPSE, read_volume
+from medseg.evaluation.evaluation import predict_volume
+from medseg.evaluation.prediction import load_network
+from medseg.training.network import build_model, save_model
 from tests.conftest import randomize
 from tests.e2e import commands
 
@@ -457,7 +457,7 @@ class TestErrors:
         def full(*_: object, **__: object) -> None:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("medseg.prediction.predict_volume", full)
+        monkeypatch.setattr("medseg.evaluation.prediction.predict_volume", full)
         with pytest.raises(SystemExit, match="too little memory; lower --batch-size from 8"):
             run(runs["rgb"], save_photograph(tmp_path / "a.png"), tmp_path / "mask.png")
 

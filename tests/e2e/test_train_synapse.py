@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import gca
-from medseg.phantom import write_phantoms
-from medseg.synapse import ORGANS
+from medseg.data.phantom import write_phantoms
+from medseg.data.synapse import ORGANS
 from tests.e2e.commands import QUICK, call, command, repeatable, results, succeed
 from train_synapse import main
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 import gca
 import visualize
 from gca.maps import AxisGates
-from medseg.acdc import ACDC
-from medseg.benchmark import Benchmark
-from medseg.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
-from medseg.isic import isic
-from medseg.network import build_model, save_model
-from medseg.whole import write_json
+from medseg.atomic_write import write_json
+from medseg.data.acdc import ACDC
+from medseg.data.benchmark import Benchmark
+from medseg.data.isic import isic
+from medseg.evaluation.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
+from medseg.training.network import build_model, save_model
 from tests.conftest import randomize
 from tests.e2e import commands
 

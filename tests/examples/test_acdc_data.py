@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.acdc import ACDC, TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
-from medseg.cases import Census
+from medseg.data.acdc import ACDC, TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
+from medseg.data.dataset import Census
 from medseg.errors import DataError
 
 SETTINGS = ACDC.settings

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medseg.augmentation import Augmentation, jitter_hsv
-from medseg.geometry import IMAGE_PADDING
+from medseg.training.geometry import IMAGE_PADDING
+from medseg.training.transforms import Augmentation, jitter_hsv
 
 
 def augment(augmentation: Augmentation, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ class TestColour:
             drawn.append(factors)
             return image
 
-        monkeypatch.setattr("medseg.augmentation.jitter_hsv", note)
+        monkeypatch.setattr("medseg.training.transforms.jitter_hsv", note)
         for seed in range(1000):
             augment(Augmentation(4, colour=True), torch.rand(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8), seed)
         factors = torch.tensor(drawn)

@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from medseg.cases import Case, Census, Split, Volume, fold_of, hold_out, stack_slices
+from medseg.data.dataset import Case, Census, Split, Volume, fold_of, hold_out, stack_slices
 from medseg.errors import DataError
 
 

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.acdc import read_acdc
-from medseg.cases import Volume
+from medseg.atomic_write import write_json
+from medseg.data.acdc import read_acdc
+from medseg.data.arrays import LARGEST, read_image, read_labels, read_mask, read_nifti
+from medseg.data.dataset import Volume
+from medseg.data.isic import read_pair
+from medseg.data.synapse import read_slice, read_volume
 from medseg.errors import DataError
-from medseg.files import LARGEST, read_image, read_labels, read_mask, read_nifti
-from medseg.isic import read_pair
-from medseg.synapse import read_slice, read_volume
-from medseg.whole import write_json
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((3, 12, 10)).astype(np.float32)
@@ -440,7 +440,7 @@ class TestWriting:
         path = tmp_path / "results.json"
         write_json(path, {"epochs": 1})
         limited = (
-            "import resource, signal, sys; from pathlib import Path; from medseg.whole import write_json\n"
+            "import resource, signal, sys; from pathlib import Path; from medseg.atomic_write import write_json\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
             "try:\n    write_json(Path(sys.argv[1]), list(range(10_000)))\nexcept OSError as error:\n    print(error)"
         )

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medseg.acdc import ACDC
-from medseg.benchmark import Benchmark
-from medseg.cases import Case, Labels, Volume
-from medseg.evaluation import evaluate, predict_volume
-from medseg.isic import isic
-from medseg.summary import headline, mean_dice, summarize, telling_cases
+from medseg.data.acdc import ACDC
+from medseg.data.benchmark import Benchmark
+from medseg.data.dataset import Case, Labels, Volume
+from medseg.data.isic import isic
+from medseg.evaluation.evaluation import evaluate, predict_volume
+from medseg.evaluation.scores import headline, mean_dice, summarize, telling_cases
 
 TWO = replace(ACDC, classes=("cube", "bar"))
 LESIONS = isic(2018)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medseg.data.isic import RELEASED, isic, open_isic, read_pair
 from medseg.errors import DataError
-from medseg.isic import RELEASED, isic, open_isic, read_pair
-from medseg.slices import Draw, SliceDataset
+from medseg.training.slices import Draw, SliceDataset
 
 SETTINGS = isic(2018).settings
 

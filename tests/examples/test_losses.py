@@ -2,7 +2,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from medseg.losses import IGNORE, cross_entropy, dice_loss, dice_sums
+from medseg.training.losses import IGNORE, cross_entropy, dice_loss, dice_sums
 
 LOGITS = torch.randn(4, 5, 9, 7)
 LABELS = torch.randint(0, 4, (4, 9, 7))  # class 4 is absent

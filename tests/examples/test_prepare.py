@@ -14,12 +14,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
 import prepare
-from medseg.acdc import TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
-from medseg.benchmark import Settings
-from medseg.cases import Split, Volume
-from medseg.isic import RELEASED, open_isic
-from medseg.prepare_synapse import TEST_CASES, TRAINING_CASES
-from medseg.synapse import ORGANS, open_synapse
+from medseg.data.acdc import TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
+from medseg.data.benchmark import Settings
+from medseg.data.dataset import Split, Volume
+from medseg.data.isic import RELEASED, open_isic
+from medseg.data.prepare_synapse import TEST_CASES, TRAINING_CASES
+from medseg.data.synapse import ORGANS, open_synapse
 
 SETTINGS = Settings(validation=0)
 SPACING = (0.8, 0.9, 3.0)  # x, y, z
@@ -494,7 +494,7 @@ class TestRuns:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("medseg.prepare_synapse.write_npz", interrupt)
+        monkeypatch.setattr("medseg.data.prepare_synapse.write_npz", interrupt)
         source, out = write_btcv(tmp_path / "btcv"), tmp_path / "out"
         with pytest.raises(SystemExit, match="interrupted; give the command again"):
             run("synapse", source, out)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from medseg.data.phantom import SHAPE, make_phantom, write_phantoms
+from medseg.data.synapse import SYNAPSE, open_synapse, read_slice, read_volume
 from medseg.errors import DataError
-from medseg.phantom import SHAPE, make_phantom, write_phantoms
-from medseg.slices import Draw, SliceDataset
-from medseg.synapse import SYNAPSE, open_synapse, read_slice, read_volume
+from medseg.training.slices import Draw, SliceDataset
 
 SETTINGS = SYNAPSE.settings
 

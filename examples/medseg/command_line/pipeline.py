@@ -1,0 +1,185 @@
+"""One training run from the data folder to tables, numbers and pictures."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import gca
+from medseg.atomic_write import write_json, write_text
+from medseg.command_line.environment import environment
+from medseg.command_line.runs import Run, clear_out, prepare_out
+from medseg.data.benchmark import Benchmark, Settings, Synthetic
+from medseg.data.dataset import Case, Census, Split, Volume
+from medseg.errors import DataError, RunError
+from medseg.evaluation.evaluation import evaluate, predict_volume
+from medseg.evaluation.report import DEFINITIONS, SCHEMA, table
+from medseg.evaluation.scores import headline, mean_dice, summarize, telling_cases
+from medseg.figures.preview import draw_augmentation
+from medseg.figures.results import draw_bars, draw_curves, draw_overlay
+from medseg.training.network import build_model, save_model
+from medseg.training.precision import check_precision
+from medseg.training.slices import SliceDataset, Slices, images_per_second
+from medseg.training.trainer import SegmentationTask, is_first_process, train
+from medseg.training.transforms import Augmentation
+
+
+def run_one(benchmark: Benchmark, run: Run, synthetic: Synthetic | None = None) -> None:
+    """Train, evaluate, and leave tables, numbers, pictures and the network in ``run.out``."""
+    try:
+        _run(benchmark, run, synthetic)
+    except torch.cuda.OutOfMemoryError as error:
+        advice = "lower --batch-size or --size, or train on more --devices, and go on with --resume"
+        raise RunError(f"{error}; {advice}") from error
+
+
+def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
+    started = time.perf_counter()
+    first = is_first_process()  # of the processes of a distributed training; the others train and leave
+    if not first:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # lives as long as the process
+    settings, out = run.settings, run.out
+    check_precision(settings.precision, run.execution.accelerator)
+    has_checkpoint = prepare_out(run) if first else run.resume and run.last_checkpoint.is_file()
+    print("Settings:", ", ".join(f"{name}={value}" for name, value in asdict(settings).items()))
+    L.seed_everything(settings.seed, workers=True, verbose=False)
+    model = build_model(benchmark, settings)
+    slices, split, description = read_data(benchmark, run, synthetic)
+    if run.time_loader:
+        print(f"Loading alone: {images_per_second(slices):.0f} images/s")
+        return
+    title = f"{settings.arch} on {description['name']}\n{split.name}"
+    if first:
+        if not run.resume:
+            clear_out(run)
+        write_json(out / "split.json", {part: [case.name for case in cases] for part, cases in split.parts().items()})
+        draw_augmentation(benchmark, slices.training, out / "augmentation.png")
+
+    task = SegmentationTask(model, settings, slices.steps_per_epoch)
+    training_started = time.perf_counter()
+    training = train(task, slices, settings, run.execution, out=out, resume=has_checkpoint)
+    training_seconds = time.perf_counter() - training_started
+    if not first:
+        return
+    save_model(benchmark, model, settings, out / "model")
+    draw_curves(out / "metrics.csv", out / "curves.png", title)
+
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "benchmark": benchmark.name,
+        "data": description,
+        "settings": asdict(settings),
+        "execution": asdict(run.execution),
+        "training": {name: value for name, value in asdict(training).items() if name != "seconds_per_step"},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "attention_layers": {key: f"{type(x).__name__}({x.extra_repr()})" for key, x in gca.injected(model).items()},
+        "definitions": DEFINITIONS,
+        **({"paper": asdict(benchmark.paper)} if benchmark.paper else {}),
+        "environment": environment(task.device),
+    }
+    tables = []
+    for part, cases in {"test": split.test, **({"trained_on": split.train} if run.score_training else {})}.items():
+        heading = f"{'test cases' if part == 'test' else 'the cases it was TRAINED on'}; {split.name}"
+        results[part] = score(benchmark, model, cases, settings, out / "overlays" / part, part)
+        tables.append(table(benchmark, results[part]["summary"], f"{description['name']}, {heading}"))
+    draw_bars(benchmark, results["test"]["summary"], out / "bars.png", title)
+    seconds = time.perf_counter() - started
+    results["duration_seconds"] = {
+        "training": round(training_seconds, 1),  # of this process, as all of them: less if the run was resumed
+        "total": round(seconds, 1),
+        "step": training.seconds_per_step,
+    }
+    write_text(out / "table.txt", "\n".join(tables) + "\n")
+    write_json(out / "results.json", results)  # the last file: it says that the run is finished
+    print("\n".join(tables))
+    print(f"{seconds:.0f} s. Numbers in {out / 'results.json'}; curves.png, bars.png, overlays/ beside it.")
+
+
+def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tuple[Slices, Split, dict[str, Any]]:
+    """The slices for training and validation in memory, the split, and a description of both for the results.
+
+    The test cases are read as well, though not kept: damage should stop a run before its training, not after.
+    """
+    name, data = benchmark.title, run.data
+    if data is None:
+        assert synthetic is not None  # the command line demands --data otherwise
+        name = "SYNTHETIC phantoms (nothing here is a result on real scans)"
+        print("No --data: generating SYNTHETIC phantoms, with a small preset instead of the paper's settings.")
+        data = synthetic(run.out / "data", run.settings.seed)
+    split = benchmark.open(data, run.settings)
+    split = split.limited(run.settings.limit) if run.settings.limit else split
+    census = Census()
+    slices = read_slices(benchmark, split, run, census)
+    if is_first_process():
+        for case in tqdm(split.test, desc="Checking test cases", disable=None):
+            census.add("test", case.read())
+    description: dict[str, Any] = {
+        "name": name,
+        "folder": data.resolve().name,
+        "split": split.name,
+        "cases": {part: len(cases) for part, cases in split.parts().items()},
+        "slices": {"train": len(slices.training), "validation": len(slices.validation)},
+        "fingerprint": census.fingerprint(),
+        "duplicates_across_parts": census.duplicates(),
+    }
+    for pair in description["duplicates_across_parts"]:
+        print("Warning: the same image is in two parts:", ", ".join(f"{case} ({part})" for part, case in pair.items()))
+    print(f"Data: {name}; {split.name}; cases {description['cases']}, slices {description['slices']}")
+    return slices, split, description
+
+
+def read_slices(benchmark: Benchmark, split: Split, run: Run, census: Census) -> Slices:
+    """The slices for training and validation, in memory."""
+    settings = run.settings
+    augmentation = Augmentation(settings.size, colour=benchmark.intensity == "rgb") if settings.augment else None
+    read = {
+        part: SliceDataset(
+            cases,
+            settings.size,
+            augmentation=augmentation if part == "train" else None,
+            description=f"Reading {part} cases",
+            look=partial(census.add, part),
+        )
+        for part, cases in (("train", split.train), ("validation", split.validation))
+    }
+    if len(read["train"]) < settings.batch_size:
+        raise DataError(
+            f"{len(read['train'])} training slices do not fill one batch of {settings.batch_size}; lower it"
+        )
+    return Slices(
+        read["train"],
+        read["validation"],
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=run.execution.workers,
+    )
+
+
+def score(
+    benchmark: Benchmark, model: nn.Module, cases: Sequence[Case], settings: Settings, overlays: Path, part: str
+) -> dict[str, Any]:
+    """Summary and rows of some cases, and overlays of the best, the median and the worst of them."""
+    model.eval()
+
+    def predict(volume: Volume) -> Any:
+        return predict_volume(model, volume.image, size=settings.size, batch_size=settings.batch_size)
+
+    rows = evaluate(benchmark, cases, predict, description=f"Scoring {part} cases")
+    summary = summarize(benchmark, rows)
+    overlays.mkdir(parents=True, exist_ok=True)
+    dice = {row["case"]: mean_dice(row) for row in rows}
+    for name, chosen in telling_cases(rows).items():
+        volume = next(case for case in cases if case.name == chosen).read()
+        title = f"{name} of {len(rows)} cases: {chosen}, mean Dice {dice[chosen]:.3f}"
+        layers = {"image": None, "ground truth": volume.label, "prediction": predict(volume)}
+        draw_overlay(volume.image, layers, benchmark.classes, overlays / f"{name}.png", title)
+    return {"headline": headline(benchmark, summary), "summary": summary, "cases": rows}

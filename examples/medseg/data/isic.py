@@ -1,0 +1,120 @@
+"""The ISIC 2017 and 2018 skin lesion sets: dermoscopic photographs and a binary mask for each.
+
+As released, with images of mixed sizes; where the training part alone is there, it is divided 7:3::
+
+    DIR/ISIC2018_Task1-2_Training_Input/ISIC_*.jpg
+    DIR/ISIC2018_Task1_Training_GroundTruth/ISIC_*_segmentation.png
+    DIR/ISIC2018_Task1-2_Validation_Input/... and so on; the folders of both years stand in ``RELEASED``
+
+or in one folder, with or without lists of names::
+
+    DIR/images/ISIC_*.jpg
+    DIR/masks/ISIC_*_segmentation.png
+    DIR/splits/{train,val,test}.txt
+
+Sources: Codella et al., "Skin Lesion Analysis Toward Melanoma Detection 2018", arXiv:1902.03368, and, for 2017,
+arXiv:1710.05006; Tschandl et al., "The HAM10000 dataset", Scientific Data, 2018.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from medseg.data.arrays import read_image, read_json, read_list, read_mask, require
+from medseg.data.benchmark import Benchmark, Paper, Settings
+from medseg.data.dataset import Case, Split, Volume, hold_out
+from medseg.errors import DataError
+
+# year -> part -> folders of the images and of the masks
+RELEASED = {
+    2017: {
+        "train": ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
+        "validation": ("ISIC-2017_Validation_Data", "ISIC-2017_Validation_Part1_GroundTruth"),
+        "test": ("ISIC-2017_Test_v2_Data", "ISIC-2017_Test_v2_Part1_GroundTruth"),
+    },
+    2018: {
+        "train": ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
+        "validation": ("ISIC2018_Task1-2_Validation_Input", "ISIC2018_Task1_Validation_GroundTruth"),
+        "test": ("ISIC2018_Task1-2_Test_Input", "ISIC2018_Task1_Test_GroundTruth"),
+    },
+}
+
+
+def open_isic(folder: Path, settings: Settings, year: int) -> Split:
+    """The official split, the one of the folder's lists, or 7:3 where neither is there."""
+    if not folder.is_dir():
+        raise DataError(f"no data folder {folder}; give --data the folder that holds the parts of ISIC {year}")
+    released = {
+        part: (folder / images, folder / masks)
+        for part, (images, masks) in RELEASED[year].items()
+        if (folder / images).is_dir()
+    }
+    if len(released) == 3:
+        parts = {part: _paired(*folders) for part, folders in released.items()}
+        return Split(f"official split of ISIC {year}", parts["train"], parts["validation"], parts["test"])
+    if (folder / "splits").is_dir():
+        listed = {part: _listed(folder, part) for part in ("train", "val", "test")}
+        counts = "/".join(str(len(cases)) for cases in listed.values())
+        name = f"splits/*.txt of the folder ({counts})"
+        if (folder / "prepared.json").is_file():
+            name += f", made by examples/prepare.py: {read_json(folder / 'prepared.json').get('split')}"
+        return Split(name, listed["train"], listed["val"], listed["test"])
+    if "train" in released:
+        cases = _paired(*released["train"])
+    elif (folder / "images").is_dir():
+        cases = _paired(folder / "images", folder / "masks")
+    else:
+        raise DataError(
+            f"{folder} holds neither {RELEASED[year]['train'][0]}/ nor images/; give --data the folder that holds the "
+            f"parts of ISIC {year} as released, or images/ and masks/"
+        )
+    rest, test = hold_out(cases, 0.3, settings.split_seed)
+    train, validation = hold_out(rest, settings.validation, settings.split_seed)
+    name = f"7:3 of the training images, seed {settings.split_seed} (not the official split: its parts are not there)"
+    return Split(name, train, validation, test)
+
+
+def read_pair(image_path: Path, mask_path: Path) -> Volume:
+    """Read and check one photograph and its mask."""
+    image, mask = read_image(image_path), read_mask(mask_path)
+    if image.shape[:2] != mask.shape:
+        raise DataError(f"{image_path} is {image.shape[:2]} but {mask_path} is {mask.shape}; they must be equal")
+    return Volume(image_path.stem, image.transpose(2, 0, 1)[None], mask[None])
+
+
+def _paired(images: Path, masks: Path) -> list[Case]:
+    found = sorted(images.glob("*.jpg"))  # beside them 2017 has superpixels, as .png
+    if not found:
+        raise DataError(f"{images} holds no .jpg")
+    return _cases(images, masks, [path.stem for path in found], source=images)
+
+
+def _listed(folder: Path, part: str) -> list[Case]:
+    list_path = folder / "splits" / f"{part}.txt"
+    names = read_list(list_path, "one image of images/, without .jpg,")
+    return _cases(folder / "images", folder / "masks", names, source=list_path)
+
+
+def _cases(images: Path, masks: Path, names: list[str], source: Path) -> list[Case]:
+    pairs = [(images / f"{name}.jpg", masks / f"{name}_segmentation.png") for name in names]
+    require([path for pair in pairs for path in pair], source)
+    return [Case(name, name, partial(read_pair, *pair)) for name, pair in zip(names, pairs, strict=True)]
+
+
+def isic(year: int) -> Benchmark:
+    """The benchmark of one year."""
+    mean = {
+        2017: {"iou": (79.91, 0.34), "dice": (88.93, 0.28), "accuracy": (96.81, 0.21), "specificity": (98.58, 0.41),
+               "sensitivity": (89.90, 0.32)},
+        2018: {"iou": (81.05, 0.29), "dice": (89.41, 0.21), "accuracy": (94.67, 0.25), "specificity": (96.75, 0.38),
+               "sensitivity": (91.39, 0.29)},
+    }[year]  # fmt: skip
+    return Benchmark(
+        name=f"isic{year}",
+        title=f"ISIC {year}",
+        classes=("lesion",),
+        open=partial(open_isic, year=year),
+        settings=Settings(size=256),
+        intensity="rgb",
+        paper=Paper(source="Table 3, mean and standard deviation over three seeds", dice={}, mean=mean),
+        layout="the parts as released, or images/, masks/ and splits/ (see medseg/data/isic.py)",
+    )

@@ -1,0 +1,86 @@
+"""The paper's online augmentation, section 4.3: geometry for every set, colour for photographs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medseg.training.geometry import IMAGE_PADDING, LABEL_PADDING, resize
+
+SCALE = (0.8, 1.2)
+ASPECT_JITTER = 0.3
+FLIP = 0.5
+HUE, SATURATION, VALUE = 0.1, 0.7, 0.3
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Scale, stretch, flip and shift a slice onto a padded square, and jitter the colours of a photograph.
+
+    The longer side becomes ``scale * size`` with scale in [0.8, 1.2]; the aspect is multiplied by the ratio of two
+    numbers in [0.7, 1.3]; half of the slices are mirrored left to right; the result lies anywhere in the square, cut
+    where it is larger and padded (image 128/255, label 0) where it is smaller. Image and label move together.
+
+    Random numbers come from torch's global generator.
+
+    Args:
+        size: Side of the square.
+        colour: Also jitter in HSV space: hue, saturation and value are multiplied by numbers in 1 +- 0.1, 1 +- 0.7 and
+            1 +- 0.3. That the hue, too, is multiplied and not shifted is how the U-Net training code works from whose
+            settings those of the paper are (jitter 0.3, padding 128, 0.1, 0.7, 0.3); its text leaves it open.
+    """
+
+    size: int
+    colour: bool
+
+    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image ``(C, H, W)`` in [0, 1] and label ``(H, W)`` -> ``(C, size, size)`` and ``(size, size)``."""
+        h, w = self._size_of_content(*label.shape)
+        image, label = resize(image, h, w), resize(label[None], h, w)[0]
+        if torch.rand(()) < FLIP:
+            image, label = image.flip(-1), label.flip(-1)
+        if self.colour:
+            image = jitter_hsv(image, *(1 + (2 * torch.rand(3) - 1) * torch.tensor([HUE, SATURATION, VALUE])).tolist())
+        top, left = (_between(min(0, self.size - n), max(0, self.size - n)) for n in (h, w))
+        return self._paste(image, top, left, IMAGE_PADDING), self._paste(label, top, left, LABEL_PADDING)
+
+    def _size_of_content(self, height: int, width: int) -> tuple[int, int]:
+        low, high = 1 - ASPECT_JITTER, 1 + ASPECT_JITTER
+        aspect = width / height * _uniform(low, high) / _uniform(low, high)
+        side = self.size * _uniform(*SCALE)
+        h, w = (side, side * aspect) if aspect < 1 else (side / aspect, side)
+        return max(1, round(h)), max(1, round(w))
+
+    def _paste(self, x: Tensor, top: int, left: int, fill: float) -> Tensor:
+        canvas = x.new_full((*x.shape[:-2], self.size, self.size), fill)
+        h, w = x.shape[-2:]
+        y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + h, self.size), min(left + w, self.size)
+        canvas[..., y0:y1, x0:x1] = x[..., y0 - top : y1 - top, x0 - left : x1 - left]
+        return canvas
+
+
+def jitter_hsv(image: Tensor, hue: float, saturation: float, value: float) -> Tensor:
+    """Multiply hue, saturation and value of every pixel; the hue goes around the circle, the others end at 1.
+
+    Args:
+        image: ``(3, H, W)`` in [0, 1].
+        hue, saturation, value: Factors; 1 changes nothing.
+    """
+    red, green, blue = image
+    v, which = image.max(0)
+    chroma = (v - image.amin(0)).clamp_min(1e-6)  # of grey, whose hue does not matter, something above 0
+    sector = torch.stack(((green - blue) % (6 * chroma), blue - red + 2 * chroma, red - green + 4 * chroma))
+    h = sector.gather(0, which[None])[0] / chroma  # in sixths of the circle, red is 0
+    s = chroma / v.clamp_min(1e-6)
+    h, s, v = h * hue, (s * saturation).clamp_max(1), (v * value).clamp_max(1)
+    # Of each channel: 1 where the hue is that of the other side of the circle, 0 in the third around its own.
+    k = (h + torch.tensor([5, 3, 1]).view(3, 1, 1)) % 6
+    return v - v * s * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _between(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))
