@@ -19,11 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from medseg.command_line.options import parser
 from medseg.command_line.runs import runs_from
 from medseg.data.arrays import read_json
-from medseg.data.benchmark import Settings
 from medseg.errors import RunError
+from medseg.settings import Settings
 from medseg.training.losses import cross_entropy, dice_loss, dice_sums
-from medseg.training.network import build_model
-from medseg.training.precision import check_precision
+from medseg.training.network import build_model, check_precision
 
 DEFAULTS: dict[str, Any] = asdict(Settings())
 

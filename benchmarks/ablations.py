@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from medseg.command_line.options import positive_int
 from medseg.data.arrays import read_json
 from medseg.errors import DataError, RunError
-from medseg.training.precision import check_precision
+from medseg.training.network import check_precision
 
 ROOT = Path(__file__).parents[1]
 OURS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where medseg is
 from medseg.data.acdc import ACDC
-from medseg.data.benchmark import Benchmark
+from medseg.data.dataset import Benchmark
 from medseg.data.isic import isic
 from medseg.data.synapse import ORGANS, SYNAPSE
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from medseg.atomic_write import whole
+from medseg.atomic_write import atomic_write
 from medseg.command_line.options import positive_int
 from medseg.errors import DataError, RunError
 from medseg.evaluation.prediction import FORMATS, Network, load_network, predict, read_picture, suffix_of
@@ -75,7 +75,7 @@ def run(network: Network, tasks: Sequence[Task], batch_size: int) -> list[str]:
             continue
         labels = predict(network, picture, batch_size)
         if task.overlay is not None:  # before the labels: where these are, a file counts as finished
-            with whole(task.overlay) as part:
+            with atomic_write(task.overlay) as part:
                 layers = {"image": None, "prediction": labels}
                 draw_overlay(picture.image, layers, network.classes[1:], part, task.source.name)
         picture.save(labels, task.labels)

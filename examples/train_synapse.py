@@ -1,8 +1,8 @@
 """Train and evaluate GCA-ResUNet on the Synapse multi-organ set, or on synthetic phantoms of it.
 
 Without ``--data`` a small synthetic abdomen is generated and everything runs on it in a few minutes on a CPU. With
-``--data DIR`` the same runs on real data in the layout described in ``medseg/data/synapse.py``, with the paper's settings.
-The paper's experiment: ``train_synapse.py --data DIR --cross-validate``.
+``--data DIR`` the same runs on real data in the layout described in ``medseg/data/synapse.py``, with the paper's
+settings. The paper's experiment: ``train_synapse.py --data DIR --cross-validate``.
 """
 
 from collections.abc import Sequence

@@ -8,9 +8,9 @@
 One picture per layer shows which rows and columns each group lights up: the gate of every position, averaged over the
 channels of the group, over the slice as the network saw it, with the gates of the rows and columns at its margins.
 groups.json, groups.csv and overview.png compare the groups with one another, with random splits of the same channels,
-and with a network that was not trained; medseg/evaluation/group_similarity.py says how. Several networks have folders of their own
-in OUT, and a summary over all of them, summary.json and summary.csv. --parts is the control: it compares parts of the
-channels of layers that have a single group, which no training told apart.
+and with a network that was not trained; medseg/evaluation/group_similarity.py says how. Several networks have folders
+of their own in OUT, and a summary over all of them, summary.json and summary.csv. --parts is the control: it compares
+parts of the channels of layers that have a single group, which no training told apart.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from tqdm import tqdm
 
 import gca
 from gca.maps import AxisGates
-from medseg.atomic_write import whole, write_json, write_text
+from medseg.atomic_write import atomic_write, write_json, write_text
 from medseg.command_line.options import int_from_0, positive_int
 from medseg.data.acdc import ACDC
 from medseg.data.arrays import read_json
-from medseg.data.benchmark import Settings
 from medseg.data.isic import RELEASED, isic
 from medseg.data.synapse import SYNAPSE
 from medseg.errors import DataError, RunError
 from medseg.evaluation.group_similarity import Similarity, group_similarity, over_networks, untrained, verdict
 from medseg.evaluation.prediction import Network, load_network, read_picture
 from medseg.figures.attention import draw_layer, draw_overview
-from medseg.training.geometry import as_rgb, fit_square
+from medseg.settings import Settings
+from medseg.training.transforms import as_rgb, fit_square
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (SYNAPSE, ACDC, *map(isic, RELEASED))}
 ROWS = 4  # slices in a picture
@@ -110,7 +110,7 @@ def run(network: Network, checkpoint: Path, out: Path, options: argparse.Namespa
     for name, picture in tqdm(pictures.items(), desc="Drawing", unit="layer", disable=None):
         gates = maps[name]
         assert isinstance(gates, AxisGates)
-        with whole(picture) as part:
+        with atomic_write(picture) as part:
             draw_layer(gates, shown, part, f"{name}: gates of {_count(gates.groups, 'group')}")
 
     slices = torch.cat([scan.slices for scan in scans])
@@ -135,7 +135,7 @@ def run(network: Network, checkpoint: Path, out: Path, options: argparse.Namespa
     }
     write_json(out / "groups.json", content)
     write_text(out / "groups.csv", pd.DataFrame(rows).to_csv(index=False))
-    with whole(out / "overview.png") as part:
+    with atomic_write(out / "overview.png") as part:
         draw_overview(trained, before, part)
     print(as_table(rows))
     what = "test case" if options.data else "file"

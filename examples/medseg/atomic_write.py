@@ -13,7 +13,7 @@ from PIL import Image
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes its place when everything is written, and goes if that fails."""
     part = path.with_name(f".part.{path.name}")  # keeps the suffix, from which writers know the format
     with writing(path):
@@ -36,13 +36,13 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that was made in memory."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)
 
 

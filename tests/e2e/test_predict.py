@@ -19,13 +19,12 @@ from torch import nn
 
 import predict
 from medseg.data.acdc import ACDC, read_acdc
-from medseg.data.arrays import read_image
-from medseg.data.benchmark import Benchmark
+from medseg.data.dataset import Benchmark
+from medseg.data.images import read_image
 from medseg.data.isic import isic
 from medseg.data.nifti import orientation_of, spacing_of, to_slices
 from medseg.data.synapse import SYNAPSE, read_volume
-from medseg.evaluation.evaluation import predict_volume
-from medseg.evaluation.prediction import load_network
+from medseg.evaluation.prediction import load_network, predict_volume
 from medseg.training.network import build_model, save_model
 from tests.conftest import randomize
 from tests.e2e import commands

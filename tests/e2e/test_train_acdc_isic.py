@@ -82,9 +82,7 @@ def test_a_baseline_on_photographs(isic: Path, tmp_path: Path) -> None:
 
 
 def test_mixed_precision(acdc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "medseg.training.precision.slow_in_bfloat16", lambda: False
-    )  # on a network as small as this one
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: False)  # on a network as small as this one
     call(train_acdc.main, "--data", acdc, "--out", tmp_path, *QUICK, "--epochs", "1", "--precision", "bf16-mixed")
     found = results(tmp_path)
     assert found["settings"]["precision"] == "bf16-mixed"
@@ -92,7 +90,7 @@ def test_mixed_precision(acdc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_emulated_precision_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.training.precision.slow_in_bfloat16", lambda: True)
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: True)
     options = ("--precision", "bf16-mixed", "--accelerator", "cpu")
     with pytest.raises(SystemExit, match=r"error: --precision bf16-mixed on this processor .* in float32; train with"):
         call(train_acdc.main, "--data", tmp_path / "nowhere", "--out", tmp_path / "out", *QUICK, *options)

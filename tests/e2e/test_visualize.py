@@ -19,7 +19,7 @@ import visualize
 from gca.maps import AxisGates
 from medseg.atomic_write import write_json
 from medseg.data.acdc import ACDC
-from medseg.data.benchmark import Benchmark
+from medseg.data.dataset import Benchmark
 from medseg.data.isic import isic
 from medseg.evaluation.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
 from medseg.training.network import build_model, save_model

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medseg.training.geometry import IMAGE_PADDING
-from medseg.training.transforms import Augmentation, jitter_hsv
+from medseg.training.transforms import IMAGE_PADDING, Augmentation, jitter_hsv
 
 
 def augment(augmentation: Augmentation, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:

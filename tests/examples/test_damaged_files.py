@@ -22,9 +22,11 @@ from PIL import Image
 
 from medseg.atomic_write import write_json
 from medseg.data.acdc import read_acdc
-from medseg.data.arrays import LARGEST, read_image, read_labels, read_mask, read_nifti
+from medseg.data.arrays import LARGEST
 from medseg.data.dataset import Volume
+from medseg.data.images import read_image, read_labels, read_mask
 from medseg.data.isic import read_pair
+from medseg.data.nifti import read_nifti
 from medseg.data.synapse import read_slice, read_volume
 from medseg.errors import DataError
 

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from medseg.data.acdc import ACDC
-from medseg.data.benchmark import Benchmark
-from medseg.data.dataset import Case, Labels, Volume
+from medseg.data.dataset import Benchmark, Case, Labels, Volume
 from medseg.data.isic import isic
-from medseg.evaluation.evaluation import evaluate, predict_volume
-from medseg.evaluation.scores import headline, mean_dice, summarize, telling_cases
+from medseg.evaluation.prediction import predict_volume
+from medseg.evaluation.scores import best_median_worst, evaluate, headline, mean_dice, summarize
 
 TWO = replace(ACDC, classes=("cube", "bar"))
 LESIONS = isic(2018)
@@ -153,7 +152,7 @@ class TestScans:
         rows = rows_of((NOTHING, NOTHING))
         assert summarize(TWO, rows)["mean"]["strict"] == {"dice": None, "hd95": None}
         assert mean_dice(rows[0]) is None
-        assert telling_cases(rows) == {}
+        assert best_median_worst(rows) == {}
 
     def test_unit_of_distances(self) -> None:
         with_spacing, without = rows_of((CUBE, HALF)), rows_of((CUBE, HALF), spacing=None)
@@ -173,9 +172,9 @@ class TestScans:
         ([None], {}),
     ],
 )
-def test_telling_cases(dice: list[float | None], telling: dict[str, str]) -> None:
+def test_best_median_worst(dice: list[float | None], telling: dict[str, str]) -> None:
     rows = [{"case": f"case{n}", "classes": {"one": {"strict": {"dice": value}}}} for n, value in enumerate(dice)]
-    assert telling_cases(rows) == telling
+    assert best_median_worst(rows) == telling
 
 
 class TestPhotographs:
@@ -229,4 +228,4 @@ class TestPhotographs:
         assert row["strict"]["specificity"] == {"mean": None, "std": None}  # there is no healthy skin
         assert summary["mean"]["pooled"]["specificity"] is None
         assert summary["mean"]["pooled"]["sensitivity"] == 0.5
-        assert telling_cases(rows) == {"best": "1", "worst": "0"}
+        assert best_median_worst(rows) == {"best": "1", "worst": "0"}

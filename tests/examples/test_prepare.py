@@ -15,11 +15,10 @@ from PIL import Image
 
 import prepare
 from medseg.data.acdc import TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
-from medseg.data.benchmark import Settings
 from medseg.data.dataset import Split, Volume
 from medseg.data.isic import RELEASED, open_isic
-from medseg.data.prepare_synapse import TEST_CASES, TRAINING_CASES
-from medseg.data.synapse import ORGANS, open_synapse
+from medseg.data.synapse import ORGANS, TEST_CASES, TRAINING_CASES, open_synapse
+from medseg.settings import Settings
 
 SETTINGS = Settings(validation=0)
 SPACING = (0.8, 0.9, 3.0)  # x, y, z
@@ -494,7 +493,7 @@ class TestRuns:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("medseg.data.prepare_synapse.write_npz", interrupt)
+        monkeypatch.setattr("medseg.data.synapse.write_npz", interrupt)
         source, out = write_btcv(tmp_path / "btcv"), tmp_path / "out"
         with pytest.raises(SystemExit, match="interrupted; give the command again"):
             run("synapse", source, out)

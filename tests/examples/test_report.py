@@ -7,12 +7,10 @@ import pytest
 from matplotlib.axes import Axes
 
 from medseg.data.acdc import ACDC
-from medseg.data.benchmark import Benchmark, Paper
-from medseg.data.dataset import Case, Volume
+from medseg.data.dataset import Benchmark, Case, Paper, Volume
 from medseg.data.isic import isic
-from medseg.evaluation.evaluation import evaluate
 from medseg.evaluation.report import collect, table, table_of_runs
-from medseg.evaluation.scores import summarize
+from medseg.evaluation.scores import evaluate, summarize
 from medseg.figures.results import draw_bars
 
 TWO = ("circle", "square")

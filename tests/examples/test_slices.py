@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from medseg.data.dataset import Case, Volume
-from medseg.training.geometry import IMAGE_PADDING
 from medseg.training.slices import IGNORE, Draw, EpochSampler, SliceDataset, Slices
-from medseg.training.transforms import Augmentation
+from medseg.training.transforms import IMAGE_PADDING, Augmentation
 
 
 def read(name: str, kind: str, shape: tuple[int, int], slices: int = 3) -> Volume:

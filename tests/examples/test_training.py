@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.command_line.runs import Execution
-from medseg.data.benchmark import Settings
 from medseg.data.dataset import Case, Volume
 from medseg.errors import RunError
+from medseg.settings import Execution, Settings
 from medseg.training.losses import cross_entropy, dice_loss, dice_sums
-from medseg.training.precision import check_precision
+from medseg.training.network import check_precision
 from medseg.training.slices import Draw, SliceDataset, Slices
 from medseg.training.trainer import SegmentationTask, Training, train
 from medseg.training.transforms import Augmentation
@@ -188,7 +187,7 @@ def test_seconds_per_step(run: Train) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_precision_that_a_processor_emulates_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.training.precision.slow_in_bfloat16", lambda: True)
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: True)
     with pytest.raises(
         RunError, match=rf"--precision {precision} on this processor .*; train with --precision 32-true"
     ):
@@ -200,7 +199,7 @@ def test_precision_that_a_processor_emulates_is_refused(precision: str, monkeypa
     check_precision(precision, "auto")
     check_precision(precision, "gpu")
     check_precision("32-true", "cpu")
-    monkeypatch.setattr("medseg.training.precision.slow_in_bfloat16", lambda: False)
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: False)
     check_precision(precision, "cpu")
 
 

@@ -9,12 +9,13 @@ from medseg.atomic_write import write_json, write_text
 from medseg.command_line.options import parser
 from medseg.command_line.runs import Run, prepare_out, runs_from
 from medseg.data.arrays import read_json
-from medseg.data.benchmark import Benchmark, Settings, Synthetic
+from medseg.data.dataset import Benchmark, Synthetic
 from medseg.errors import DataError, RunError
 from medseg.evaluation.report import collect, table_of_runs
+from medseg.settings import Settings
 
-# medseg.command_line.pipeline is imported where it is needed: with torch and Lightning it takes seconds, which --help, a mistake on
-# the command line and the process that only starts several runs should not wait for.
+# The pipeline is imported where it is needed: with torch and Lightning it takes seconds, which --help, a mistake on the
+# command line and the process that only starts several runs should not wait for.
 
 
 def main(

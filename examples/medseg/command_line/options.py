@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from medseg.data.benchmark import Benchmark, Settings
+from medseg.data.dataset import Benchmark
+from medseg.settings import Settings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 

@@ -1,11 +1,13 @@
 """One training run from the data folder to tables, numbers and pictures."""
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,15 @@ from tqdm import tqdm
 
 import gca
 from medseg.atomic_write import write_json, write_text
-from medseg.command_line.environment import environment
 from medseg.command_line.runs import Run, clear_out, prepare_out
-from medseg.data.benchmark import Benchmark, Settings, Synthetic
-from medseg.data.dataset import Case, Census, Split, Volume
+from medseg.data.dataset import Benchmark, Case, DataFingerprint, Split, Synthetic, Volume
 from medseg.errors import DataError, RunError
-from medseg.evaluation.evaluation import evaluate, predict_volume
+from medseg.evaluation.prediction import predict_volume
 from medseg.evaluation.report import DEFINITIONS, SCHEMA, table
-from medseg.evaluation.scores import headline, mean_dice, summarize, telling_cases
-from medseg.figures.preview import draw_augmentation
-from medseg.figures.results import draw_bars, draw_curves, draw_overlay
-from medseg.training.network import build_model, save_model
-from medseg.training.precision import check_precision
+from medseg.evaluation.scores import best_median_worst, evaluate, headline, mean_dice, summarize
+from medseg.figures.results import draw_augmentation, draw_bars, draw_curves, draw_overlay
+from medseg.settings import Settings
+from medseg.training.network import build_model, check_precision, save_model
 from medseg.training.slices import SliceDataset, Slices, images_per_second
 from medseg.training.trainer import SegmentationTask, is_first_process, train
 from medseg.training.transforms import Augmentation
@@ -117,19 +116,19 @@ def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tu
         data = synthetic(run.out / "data", run.settings.seed)
     split = benchmark.open(data, run.settings)
     split = split.limited(run.settings.limit) if run.settings.limit else split
-    census = Census()
-    slices = read_slices(benchmark, split, run, census)
+    fingerprint = DataFingerprint()
+    slices = read_slices(benchmark, split, run, fingerprint)
     if is_first_process():
         for case in tqdm(split.test, desc="Checking test cases", disable=None):
-            census.add("test", case.read())
+            fingerprint.add("test", case.read())
     description: dict[str, Any] = {
         "name": name,
         "folder": data.resolve().name,
         "split": split.name,
         "cases": {part: len(cases) for part, cases in split.parts().items()},
         "slices": {"train": len(slices.training), "validation": len(slices.validation)},
-        "fingerprint": census.fingerprint(),
-        "duplicates_across_parts": census.duplicates(),
+        "fingerprint": fingerprint.digest(),
+        "duplicates_across_parts": fingerprint.duplicates(),
     }
     for pair in description["duplicates_across_parts"]:
         print("Warning: the same image is in two parts:", ", ".join(f"{case} ({part})" for part, case in pair.items()))
@@ -137,7 +136,7 @@ def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tu
     return slices, split, description
 
 
-def read_slices(benchmark: Benchmark, split: Split, run: Run, census: Census) -> Slices:
+def read_slices(benchmark: Benchmark, split: Split, run: Run, fingerprint: DataFingerprint) -> Slices:
     """The slices for training and validation, in memory."""
     settings = run.settings
     augmentation = Augmentation(settings.size, colour=benchmark.intensity == "rgb") if settings.augment else None
@@ -147,7 +146,7 @@ def read_slices(benchmark: Benchmark, split: Split, run: Run, census: Census) ->
             settings.size,
             augmentation=augmentation if part == "train" else None,
             description=f"Reading {part} cases",
-            look=partial(census.add, part),
+            look=partial(fingerprint.add, part),
         )
         for part, cases in (("train", split.train), ("validation", split.validation))
     }
@@ -177,9 +176,27 @@ def score(
     summary = summarize(benchmark, rows)
     overlays.mkdir(parents=True, exist_ok=True)
     dice = {row["case"]: mean_dice(row) for row in rows}
-    for name, chosen in telling_cases(rows).items():
+    for name, chosen in best_median_worst(rows).items():
         volume = next(case for case in cases if case.name == chosen).read()
         title = f"{name} of {len(rows)} cases: {chosen}, mean Dice {dice[chosen]:.3f}"
         layers = {"image": None, "ground truth": volume.label, "prediction": predict(volume)}
         draw_overlay(volume.image, layers, benchmark.classes, overlays / f"{name}.png", title)
     return {"headline": headline(benchmark, summary), "summary": summary, "cases": rows}
+
+
+PACKAGES = ("timm", "segmentation-models-pytorch", "lightning", "torchvision", "numpy", "scipy")
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Versions, processor and threads, device."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+        "gca-attn": gca.__version__,  # of what was imported, installed or not
+        **{package: metadata.version(package) for package in PACKAGES},
+    }

@@ -7,26 +7,13 @@ from pathlib import Path
 
 from medseg.atomic_write import write_json
 from medseg.data.arrays import read_json
-from medseg.data.benchmark import Settings
 from medseg.errors import RunError
+from medseg.settings import Execution, Settings
 
 MADE_BY_A_RUN = (
     "checkpoints", "model", "overlays", "tensorboard",
     "results.json", "table.txt", "split.json", "metrics.csv", "curves.png", "bars.png", "augmentation.png",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Execution:
-    """What a run is computed on; with the same global batch it should not decide the outcome."""
-
-    accelerator: str = "auto"
-    devices: str = "1"
-    nodes: int = 1
-    strategy: str = "auto"
-    workers: int | None = None
-    compile: bool = False
-    channels_last: bool | None = None  # None: with reduced precision, where it is faster
 
 
 @dataclass(frozen=True)

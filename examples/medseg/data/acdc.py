@@ -17,11 +17,16 @@ import re
 from functools import partial
 from pathlib import Path
 
-from medseg.data.arrays import read_list, read_npz, require
-from medseg.data.benchmark import Benchmark, Paper, Settings
-from medseg.data.checks import check_image, check_label, check_spacing
-from medseg.data.dataset import Case, Split, Volume, stack_slices
+import numpy as np
+
+from medseg.atomic_write import write_npz
+from medseg.data.arrays import check_image, check_label, check_spacing, read_npz
+from medseg.data.dataset import Benchmark, Case, Paper, Split, Volume, stack_slices
+from medseg.data.images import read_list, require
+from medseg.data.nifti import orientation_of, read_nifti, spacing_of, to_slices, voxels_of
+from medseg.data.preparation import Job, Record, Release
 from medseg.errors import DataError
+from medseg.settings import Settings
 
 STRUCTURES = ("RV", "Myo", "LV")
 CLASSES = 1 + len(STRUCTURES)
@@ -84,3 +89,97 @@ ACDC = Benchmark(
     ),
     layout="train/, valid/, test/ and lists_ACDC/ (see medseg/data/acdc.py)",
 )
+
+
+RELEASE = """The ACDC release as the set of MT-UNet that ``medseg/data/acdc.py`` reads.
+
+Wanted are the folders ``patient001`` to ``patient100`` with ``Info.cfg``, which names the frames of end diastole (ED)
+and end systole (ES), ``patient001_frame01.nii.gz`` and ``patient001_frame01_gt.nii.gz``, anywhere below the source
+folder. Labels stay: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
+
+What MT-UNet's files show, and so what is done: slices, rows and columns follow the order of the file, nothing is
+turned; grey values are clipped at the 99th percentile of the volume and scaled so that the volume, not every slice,
+runs from 0 to 1. Spacing is that of the header's ``pixdim``: in the release the affine of many files says 1 mm.
+
+Source: Bernard et al., "Deep Learning Techniques for Automatic MRI Cardiac Multi-Structures Segmentation and Diagnosis:
+Is the Problem Solved?", IEEE Transactions on Medical Imaging, 2018.
+"""
+
+PATIENTS = range(1, 101)  # those with published labels; testing/ has patient101 to patient150
+
+
+def find_acdc(source: Path) -> Release:
+    """Both phases of every patient below a folder."""
+    folders: dict[int, Path] = {}
+    others = 0
+    for folder in sorted(path for path in source.rglob("patient[0-9][0-9][0-9]") if path.is_dir()):
+        number = int(folder.name[-3:])
+        if number not in PATIENTS:
+            others += 1
+        elif number in folders:
+            raise DataError(f"{folders[number]} and {folder} are the same patient; give --source the folder of one")
+        else:
+            folders[number] = folder
+    warnings = []
+    if missing := [number for number in PATIENTS if number not in folders]:
+        some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        warnings.append(f"{len(missing)} of the 100 patients are missing: {some}")
+    if others:
+        warnings.append(f"{others} patients from 101 on are not in the split, left out")
+    return Release(
+        benchmark="acdc",
+        split="70/10/20 patients of MT-UNet",
+        options={},
+        folders=("train", "valid", "test", "lists_ACDC"),
+        lists=("lists_ACDC/train.txt", "lists_ACDC/valid.txt", "lists_ACDC/test.txt"),
+        jobs=[
+            job for number, folder in sorted(folders.items()) for job in (_job(number, folder, p) for p in ("ED", "ES"))
+        ],
+        warnings=warnings,
+        train="train_acdc.py --seed 10 11 12",
+    )
+
+
+def _job(number: int, folder: Path, phase: str) -> Job:
+    part = "test" if number in TEST_PATIENTS else "valid" if number in VALIDATION_PATIENTS else "train"
+    frame = f"{folder.name}_frame{_frame(folder / 'Info.cfg', phase):02d}"
+    image, label = _stored(folder, frame), _stored(folder, f"{frame}_gt")
+    write = partial(_write, number, phase, part, image, label)
+    return Job(f"{folder.name}_{phase}", f"lists_ACDC/{part}.txt", (image, label), write)
+
+
+def _frame(path: Path, phase: str) -> int:
+    """Number of the frame of a phase."""
+    if not path.is_file():
+        raise DataError(f"no file {path}; it names the frames of ED and ES, fetch it")
+    found = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    if found is None:
+        raise DataError(f"{path} has no line '{phase}: NUMBER'; the file is damaged or incomplete, fetch it again")
+    return int(found[1])
+
+
+def _stored(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.nii.gz", folder / f"{name}.nii"):
+        if path.is_file():
+            return path
+    raise DataError(f"no file {folder / name}.nii.gz; fetch it, or remove {folder} to leave the patient out")
+
+
+def _write(number: int, phase: str, part: str, image_path: Path, label_path: Path, out: Path) -> Record:
+    image, label = read_nifti(image_path), read_nifti(label_path)
+    orientation = orientation_of(image_path, image, "min-max")
+    slices = to_slices(image_path, image, "min-max")
+    # Only shapes are compared, as the affines of the release are not to be relied on.
+    classes = orientation.slices(check_label(label_path, voxels_of(label_path, label), image.shape, CLASSES))
+    spacing = spacing_of(image_path, image, "min-max")
+    arrays = {"spacing": np.array(spacing)}
+    case = f"case_{number:03d}"
+    if part == "test":
+        names = [f"{case}_volume_{phase}.npz"]
+        write_npz(out / part / names[0], img=slices, label=classes, **arrays)
+    else:
+        names = [f"{case}_slice{phase}_{z}.npz" for z in range(len(slices))]
+        for z, name in enumerate(names):
+            write_npz(out / part / name, img=slices[z], label=classes[z], **arrays)
+    files = [f"{part}/{name}" for name in names]
+    return Record(f"{image_path.parent.name}_{phase}", f"lists_ACDC/{part}.txt", names, files, slices.shape, spacing)

@@ -1,7 +1,6 @@
-"""Read arrays and images that may be damaged, never trusting what is in them."""
+"""Read and check arrays of files that may be damaged, never trusting what is in them."""
 
-import gzip
-import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -9,19 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from medseg.data.checks import Array, some_of
-from medseg.data.hdf5 import missing_from
 from medseg.errors import DataError
 
 T = TypeVar("T")
+Array = NDArray[Any]
+Spacing = tuple[float, float, float]
 
 DAMAGED = "the file is damaged or incomplete, fetch it again"
-NIFTI_2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # with this size its header begins
 LARGEST = 4 * 2**30  # bytes of one array: 512x512x2000 in double precision; a larger claim is damage or a trap
 
 
@@ -34,12 +30,12 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, Array]:
             sizes = {member.filename.removesuffix(".npy"): member.file_size for member in file.zip.infolist()}
 
             def load(key: str) -> Array:
-                _check_size(path, key, sizes[key])  # of what is compressed in it, before it is decompressed
+                check_size(path, key, sizes[key])  # of what is compressed in it, before it is decompressed
                 return np.asarray(file[key])
 
             return _arrays(path, keys, list(file), load)
 
-    return _reading(path, read)
+    return reading(path, read)
 
 
 def read_h5(path: Path, keys: Sequence[str]) -> dict[str, Array]:
@@ -52,7 +48,7 @@ def read_h5(path: Path, keys: Sequence[str]) -> dict[str, Array]:
                 if not isinstance(dataset := file[key], h5py.Dataset):
                     raise DataError(f"{path}: {key} is a group; wanted an array")
                 if dataset.dtype.kind in "fiub":  # the rest is refused below, unread
-                    _check_size(path, key, dataset.nbytes)
+                    check_size(path, key, dataset.nbytes)
                     if missing := missing_from(dataset):
                         raise DataError(f"cannot read {path}: {missing} of {key}; {DAMAGED}")
                     return np.asarray(dataset)
@@ -60,99 +56,7 @@ def read_h5(path: Path, keys: Sequence[str]) -> dict[str, Array]:
 
             return _arrays(path, keys, list(file), load)
 
-    return _reading(path, read)
-
-
-def read_nifti(path: Path) -> "nibabel.Nifti1Image":
-    """A NIfTI image, read as a whole, which verifies the checksum of a compressed one."""
-
-    def read() -> "nibabel.Nifti1Image":
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            version = stream.read(4)
-            stream.seek(0)
-            kind = nibabel.Nifti2Image if version in NIFTI_2 else nibabel.Nifti1Image
-            header = kind.header_class.from_fileobj(stream)  # type: ignore[no-untyped-call]
-            shape = header.get_data_shape()
-            if not shape or min(shape) < 1:
-                raise DataError(f"cannot read {path}: its shape is {shape}; {DAMAGED}")
-            size = math.prod(map(int, shape)) * header.get_data_dtype().itemsize
-            _check_size(path, "the image", size)
-            expected = int(header["vox_offset"]) + size
-            stream.seek(0)
-            content = stream.read(expected + 1)  # a byte too many, so that gzip comes to the checksum at the end
-        if len(content) != expected:  # the voxels would be read without a word, shifted or short of something
-            held = "less" if len(content) < expected else "more"
-            raise DataError(f"cannot read {path}: it holds {held} than the {expected} bytes of its header; {DAMAGED}")
-        image: nibabel.Nifti1Image = kind.from_bytes(content)
-        return image
-
-    return _reading(path, read)
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """An 8-bit RGB photograph ``(H, W, 3)``; grey ones are repeated over the channels."""
-
-    def read() -> NDArray[np.uint8]:
-        image = _open_image(path)
-        if image.mode not in ("RGB", "L", "P"):
-            raise DataError(f"{path}: colour mode {image.mode}; wanted an 8-bit RGB or grey image without alpha")
-        return np.array(image.convert("RGB"))  # a copy, because torch wants to be able to write
-
-    return _reading(path, read)
-
-
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """A binary mask ``(H, W)`` of 0 and 1, stored as black and white or as 0 and 1."""
-
-    def read() -> NDArray[np.uint8]:
-        image = _open_image(path)
-        if image.mode not in ("L", "P", "1"):
-            raise DataError(f"{path}: mask has colour mode {image.mode}; wanted one channel of 0 and 255")
-        return np.array(image.convert("L"))  # the grey values that a palette stands for, not the numbers in it
-
-    mask = _reading(path, read)
-    values = np.unique(mask)
-    if not (np.isin(values, (0, 255)).all() or np.isin(values, (0, 1)).all()):
-        raise DataError(f"{path}: mask has values {some_of(values)}; wanted 0 and 255")
-    return (mask > 0).astype(np.uint8)
-
-
-def read_labels(path: Path) -> NDArray[np.uint8]:
-    """The class of every pixel ``(H, W)``, stored as grey value or as number in a palette: 0, 1, 2, ..."""
-
-    def read() -> NDArray[np.uint8]:
-        image = _open_image(path)
-        if image.mode not in ("L", "P", "1"):
-            raise DataError(
-                f"{path}: labels have colour mode {image.mode}; wanted one channel or a palette with the numbers of "
-                "the classes: 0, 1, 2, ..."
-            )
-        return np.array(image).astype(np.uint8)
-
-    return _reading(path, read)
-
-
-def read_list(path: Path, what: str) -> list[str]:
-    """The names in a list file, one a line."""
-    if not path.is_file():
-        raise DataError(f"no list {path}; it names {what} a line")
-    try:
-        names = path.read_text(encoding="utf-8").split()
-    except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {path}: {error}; wanted a text file that names {what} a line") from error
-    if not names:
-        raise DataError(f"{path} is empty; it names {what} a line")
-    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
-    if repeated:
-        raise DataError(f"{path} names {some_of(sorted(repeated))} more than once; remove the repetition")
-    return names
-
-
-def require(paths: Sequence[Path], source: Path) -> None:
-    """Raise unless every path that ``source`` speaks of is a file."""
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DataError(f"{len(missing)} of {len(paths)} files named in {source} are missing, first {missing[0]}")
+    return reading(path, read)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,13 +65,14 @@ def read_json(path: Path) -> dict[str, Any]:
     def read() -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
-    content = _reading(path, read)
+    content = reading(path, read)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; wanted names and values")
     return content
 
 
-def _reading(path: Path, read: Callable[[], T]) -> T:
+def reading(path: Path, read: Callable[[], T]) -> T:
+    """What ``read`` makes of a file; whatever goes wrong is an error that names the file."""
     if not path.is_file():
         raise DataError(f"no file {path}")
     try:
@@ -192,13 +97,72 @@ def _arrays(path: Path, keys: Sequence[str], held: Sequence[str], load: Callable
     return found
 
 
-def _check_size(path: Path, what: str, size: int) -> None:
+def check_size(path: Path, what: str, size: int) -> None:
+    """Refuse an array of so many bytes before it is read."""
     if size > LARGEST:
         raise DataError(f"{path}: {what} would take {size / 2**30:.1f} GiB in memory; {DAMAGED}")
 
 
-def _open_image(path: Path) -> Image.Image:
-    content = io.BytesIO(path.read_bytes())
-    with Image.open(content, formats=("JPEG", "PNG")) as image:
-        image.verify()  # the checksums of a PNG, at which decoding does not look
-    return Image.open(content, formats=("JPEG", "PNG"))
+CHECKSUM = 4  # bytes that the fletcher32 filter appends to a chunk
+
+
+def missing_from(dataset: h5py.Dataset) -> str:
+    """What the file lacks of the values of an array, in words; empty if it holds all of them."""
+    if dataset.is_virtual or dataset.external:
+        return "the values, which are in other files,"
+    if dataset.chunks is None:
+        return "" if dataset.id.get_storage_size() == dataset.nbytes else "values"
+    chunks: list[h5py.h5d.StoreInfo] = []
+    dataset.id.chunk_iter(chunks.append)
+    starts = itertools.product(*(range(0, n, step) for n, step in zip(dataset.shape, dataset.chunks, strict=True)))
+    if sorted(chunk.chunk_offset for chunk in chunks) != list(starts):
+        return "chunks"
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    every_filter = (1 << dataset.id.get_create_plist().get_nfilters()) - 1
+    for chunk in chunks:
+        unfiltered = chunk.filter_mask & every_filter == every_filter
+        if chunk.size != size if unfiltered else chunk.size <= CHECKSUM:
+            return "part of a chunk"
+    return ""
+
+
+def check_image(path: Path, image: Array, dimensions: int) -> NDArray[np.float32]:
+    """An image of grey values in [0, 1] with that many dimensions, as float32."""
+    if image.ndim != dimensions or image.size == 0:
+        raise DataError(f"{path}: image has shape {image.shape}; wanted {dimensions} dimensions, none of them empty")
+    if not np.isfinite(image).all():
+        raise DataError(f"{path}: image has {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
+    if image.min() < 0 or image.max() > 1:
+        raise DataError(
+            f"{path}: image values run from {image.min():g} to {image.max():g}; wanted [0, 1] "
+            "(examples/prepare.py scales the original releases)"
+        )
+    return image.astype(np.float32)
+
+
+def check_label(path: Path, label: Array, shape: tuple[int, ...], classes: int) -> NDArray[np.uint8]:
+    """A label of whole numbers below ``classes`` and of the shape of its image, as uint8."""
+    if label.shape != shape:
+        raise DataError(f"{path}: image has shape {shape} but label {label.shape}; they must be equal")
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, which it does not equal
+        whole: NDArray[np.uint8] = label.astype(np.uint8)
+    if (whole != label).any() or whole.max() >= classes:
+        values = some_of(np.unique(label))
+        raise DataError(f"{path}: label has values {values}; wanted whole numbers from 0 to {classes - 1}")
+    return whole
+
+
+def check_spacing(path: Path, spacing: Array | None) -> Spacing | None:
+    """Millimetres between voxels along z, y and x, where a file holds them."""
+    if spacing is None:
+        return None
+    if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
+        raise DataError(f"{path}: spacing is {spacing.tolist()}; wanted three lengths above 0 in millimetres: z, y, x")
+    z, y, x = (float(value) for value in spacing)
+    return z, y, x
+
+
+def some_of(values: Any) -> str:
+    """The first of some values, for a message."""
+    listed = [value.item() if isinstance(value, np.generic) else value for value in values]
+    return str(listed) if len(listed) <= 8 else f"{listed[:8]} and {len(listed) - 8} more"

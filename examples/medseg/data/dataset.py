@@ -1,18 +1,20 @@
-"""What every data set is made of: cases, and the split of cases into training, validation and test."""
+"""What a data set is: cases, their split into training, validation and test, and the benchmark made of them."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.data.checks import Spacing
+from medseg.data.arrays import Spacing
 from medseg.errors import DataError
+from medseg.settings import Settings
 
 Labels = NDArray[np.uint8]
+Synthetic = Callable[[Path, int], Path]  # folder, seed -> folder with data
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def fold_of(cases: Sequence[Case], fold: int, folds: int, seed: int) -> tuple[li
     return [case for case in cases if case.patient not in tested], [case for case in cases if case.patient in tested]
 
 
-class Census:
+class DataFingerprint:
     """Remember what every part held, to find images that occur in two parts and to fingerprint the data."""
 
     def __init__(self) -> None:
@@ -126,7 +128,7 @@ class Census:
             pairs |= {tuple(sorted((a, b))) for a in places for b in places if a[0] < b[0]}
         return [dict(pair) for pair in sorted(pairs)]
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """SHA-256 over parts, case names, images, labels and spacing, however the files store them."""
         lines = "\n".join(" ".join(content) for content in sorted(self.contents))
         return hashlib.sha256(lines.encode()).hexdigest()
@@ -154,3 +156,41 @@ def _digest(*arrays: NDArray[Any]) -> str:
         state.update(repr((array.shape, array.dtype.str)).encode())
         state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a paper prints: Dice per class in percent, and mean and standard deviation of every figure.
+
+    Figures that it does not print are left out.
+    """
+
+    source: str
+    dice: Mapping[str, float]
+    mean: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One data set with the way in which it is read, trained on and scored.
+
+    Args:
+        name: For files; ``title`` for people.
+        classes: Names, without the background.
+        open: Folder and settings -> split.
+        settings: The paper's.
+        intensity: ``"hu"``: CT, clipped to [-125, 275] Hounsfield units; ``"min-max"``: MRI, every volume clipped at
+            its 99th percentile and scaled to [0, 1]; ``"rgb"``: photographs, which are also jittered in colour and
+            scored as images instead of volumes.
+        layout: What the data folder holds, for ``--help``.
+        paper: Printed figures to stand beside those of a run; without them, nothing is said about a paper.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    open: Callable[[Path, Settings], Split]
+    settings: Settings
+    intensity: Literal["hu", "min-max", "rgb"]
+    layout: str
+    paper: Paper | None = None

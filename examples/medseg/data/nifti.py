@@ -9,6 +9,8 @@ oblique to the body, so the nearest axes of the body differ from patient to pati
 stored as those of ACDC are.
 """
 
+import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +20,12 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from medseg.data.checks import Spacing, check_spacing
+from medseg.data.arrays import DAMAGED, Spacing, check_size, check_spacing, reading
 from medseg.errors import DataError
 
-Intensity = Literal["hu", "min-max"]  # as in medseg.data.benchmark.Benchmark
+NIFTI_2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # with this size its header begins
+
+Intensity = Literal["hu", "min-max"]  # as in medseg.data.dataset.Benchmark
 
 HU_WINDOW = (-125.0, 275.0)  # of the preprocessed Synapse set
 CT_DIRECTIONS = (1, 1, -1)  # of slices, rows and columns along the axes of the body: to the head, front and left
@@ -72,7 +76,7 @@ def to_slices(path: Path, image: "nibabel.Nifti1Image", intensity: Intensity) ->
 
     Args:
         path: Of the file, for messages.
-        image: From ``medseg.data.arrays.read_nifti``.
+        image: From ``medseg.data.nifti.read_nifti``.
         intensity: ``"hu"``: from -125 to 275 Hounsfield units; ``"min-max"``: from the smallest value of the volume to
             its 99th percentile, which the files of the ACDC set show to be what they were scaled by. Values beyond
             these limits are clipped.
@@ -107,3 +111,29 @@ def spacing_of(path: Path, image: "nibabel.Nifti1Image", intensity: Intensity) -
     spacing = check_spacing(path, np.asarray(image.header["pixdim"])[1:4][list(axes)])
     assert spacing is not None
     return spacing
+
+
+def read_nifti(path: Path) -> "nibabel.Nifti1Image":
+    """A NIfTI image, read as a whole, which verifies the checksum of a compressed one."""
+
+    def read() -> "nibabel.Nifti1Image":
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            version = stream.read(4)
+            stream.seek(0)
+            kind = nibabel.Nifti2Image if version in NIFTI_2 else nibabel.Nifti1Image
+            header = kind.header_class.from_fileobj(stream)  # type: ignore[no-untyped-call]
+            shape = header.get_data_shape()
+            if not shape or min(shape) < 1:
+                raise DataError(f"cannot read {path}: its shape is {shape}; {DAMAGED}")
+            size = math.prod(map(int, shape)) * header.get_data_dtype().itemsize
+            check_size(path, "the image", size)
+            expected = int(header["vox_offset"]) + size
+            stream.seek(0)
+            content = stream.read(expected + 1)  # a byte too many, so that gzip comes to the checksum at the end
+        if len(content) != expected:  # the voxels would be read without a word, shifted or short of something
+            held = "less" if len(content) < expected else "more"
+            raise DataError(f"cannot read {path}: it holds {held} than the {expected} bytes of its header; {DAMAGED}")
+        image: nibabel.Nifti1Image = kind.from_bytes(content)
+        return image
+
+    return reading(path, read)

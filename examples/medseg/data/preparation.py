@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medseg.atomic_write import write_json, write_text, writing
-from medseg.data.checks import Spacing
+from medseg.data.arrays import Spacing
 from medseg.errors import DataError
 
 LOG, SUMMARY, SCHEMA = "cases.jsonl", "prepared.json", 1

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
+from torchvision.transforms.v2 import functional as tv
 
 import gca
-from medseg.atomic_write import whole, write_image, write_npz
-from medseg.data.arrays import read_h5, read_image, read_json, read_nifti, read_npz
-from medseg.data.checks import check_image, check_spacing
+from medseg.atomic_write import atomic_write, write_image, write_npz
+from medseg.data.arrays import check_image, check_spacing, read_h5, read_json, read_npz
 from medseg.data.dataset import Labels
-from medseg.data.nifti import orientation_of, to_slices
+from medseg.data.images import read_image
+from medseg.data.nifti import orientation_of, read_nifti, to_slices
 from medseg.errors import DataError, RunError
-from medseg.evaluation.evaluation import predict_volume
+from medseg.training.transforms import as_rgb, fit_square, unfit_square
 
 # What each intensity is read from, and the suffixes that the labels of it may have, the usual one first.
 SCANS = {".nii.gz": (".nii.gz", ".nii"), ".nii": (".nii", ".nii.gz"), ".npz": (".npz",), ".h5": (".npz",)}
@@ -37,7 +38,7 @@ class Network:
         model: In evaluation mode.
         classes: Names, background first.
         size: Side of the square slices.
-        intensity: As in ``medseg.data.benchmark.Benchmark``.
+        intensity: As in ``medseg.data.dataset.Benchmark``.
     """
 
     model: nn.Module
@@ -121,7 +122,7 @@ def _read_nifti(path: Path, intensity: Any) -> Picture:
         header = image.header.copy()  # keeps affine, codes of qform and sform, spacing and units
         header.set_data_dtype(np.uint8)
         header["cal_min"], header["cal_max"] = 0, 0  # the window in which a viewer would show the image
-        with whole(target) as part:
+        with atomic_write(target) as part:
             nibabel.save(type(image)(orientation.voxels(labels), image.affine, header), part)
 
     return Picture(to_slices(path, image, intensity)[:, None], save)
@@ -177,3 +178,26 @@ def _read_use(path: Path) -> tuple[tuple[str, ...], int, str]:
 def _line(error: Exception) -> str:
     text = " ".join((str(error) or type(error).__name__).split())
     return text if len(text) < 300 else f"{text[:300]} ..."
+
+
+@torch.inference_mode()
+def predict_volume(model: nn.Module, image: NDArray[np.generic], *, size: int, batch_size: int) -> Labels:
+    """Predict slice by slice: fit to a square, take the likeliest class, back to native size.
+
+    Args:
+        model: ``(B, 3, S, S)`` -> logits ``(B, classes, S, S)``; used in the mode it is in.
+        image: ``(Z, C, H, W)``: uint8, or float32 in [0, 1]; one channel or three.
+        size: Side of the square.
+        batch_size: Slices at a time.
+
+    Returns:
+        Labels ``(Z, H, W)``.
+    """
+    device = next(model.parameters()).device
+    height, width = image.shape[-2:]
+    predicted = []
+    for batch in torch.split(torch.from_numpy(image), batch_size):
+        fitted = fit_square(tv.to_dtype(batch, torch.float32, scale=True), size)
+        logits = model(as_rgb(fitted).to(device))
+        predicted.append(unfit_square(logits.argmax(1).to(torch.uint8).cpu(), height, width))
+    return torch.cat(predicted).numpy()

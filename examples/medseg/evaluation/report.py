@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medseg.data.benchmark import Benchmark
+from medseg.data.dataset import Benchmark
 from medseg.evaluation.scores import headline, spread_of
 
 SCHEMA = 1  # of results.json; raised when a key changes its meaning or goes

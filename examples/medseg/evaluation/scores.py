@@ -3,15 +3,17 @@
 Nothing here needs torch, so the process that only collects finished runs does not load it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from medseg.data.benchmark import Benchmark
-from medseg.evaluation.metrics import rates
+from medseg.data.dataset import Benchmark, Case, Labels, Volume
+from medseg.evaluation.metrics import confusion, rates, score_classes
 
-Row = dict[str, Any]  # of one case, see medseg.evaluation.evaluation.evaluate
+Row = dict[str, Any]  # of one case, see medseg.evaluation.scores.evaluate
 RATES = ("iou", "dice", "accuracy", "specificity", "sensitivity")
 
 
@@ -58,7 +60,7 @@ def mean_dice(row: Row) -> float | None:
     return _mean([scores["strict"]["dice"] for scores in row["classes"].values()])
 
 
-def telling_cases(rows: Sequence[Row]) -> dict[str, str]:
+def best_median_worst(rows: Sequence[Row]) -> dict[str, str]:
     """Best, median and worst case by mean Dice: ``{"best": name, ...}``, fewer where the same case is two of them."""
     ranked = sorted((dice, row["case"]) for row in rows if (dice := mean_dice(row)) is not None)
     if not ranked:
@@ -99,3 +101,48 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _std(values: Iterable[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
     return float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+
+
+def evaluate(
+    benchmark: Benchmark, cases: Iterable[Case], predict: Callable[[Volume], Labels], *, description: str
+) -> list[Row]:
+    """Predict and score cases.
+
+    Returns:
+        For every case its name and, for every class, the counts and scores of ``medseg.evaluation.metrics``: both
+        definitions of Dice and HD95 for scans, the rates of pixels for photographs.
+    """
+    rows = []
+    for case in tqdm(cases, desc=description, disable=None):
+        volume = case.read()
+        prediction = predict(volume)
+        scores = score_photograph(prediction, volume, len(benchmark.classes)) if benchmark.intensity == "rgb" else None
+        if scores is None:
+            scores = [
+                asdict(s) for s in score_classes(prediction, volume.label, len(benchmark.classes), volume.spacing)
+            ]
+        rows.append(
+            {
+                "case": case.name,
+                "spacing": volume.spacing,
+                "classes": dict(zip(benchmark.classes, scores, strict=True)),
+            }
+        )
+    return rows
+
+
+def score_photograph(prediction: Labels, volume: Volume, classes: int) -> list[dict[str, Any]]:
+    """Shares of pixels and their rates, of every class of a photograph against all the others."""
+    scores = []
+    for index in range(1, classes + 1):
+        truth, predicted = volume.label == index, prediction == index
+        shares = confusion(predicted, truth)
+        scores.append(
+            {
+                "truth_voxels": int(np.count_nonzero(truth)),
+                "predicted_voxels": int(np.count_nonzero(predicted)),
+                **shares,
+                "strict": rates(shares),
+            }
+        )
+    return scores

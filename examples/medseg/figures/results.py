@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from medseg.data.benchmark import Benchmark
-from medseg.data.dataset import Labels
+from medseg.data.dataset import Benchmark, Labels
 from medseg.evaluation.scores import headline
+from medseg.training.slices import Draw, SliceDataset
 
 PALETTE = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "tab:pink", "tab:cyan")  # per class
 Picture = NDArray[Any]
@@ -150,3 +151,19 @@ def _show(axis: Axes, image: Picture, label: Labels | None, classes: int) -> Non
 def _legend(figure: Figure, classes: Sequence[str]) -> None:
     handles = [Patch(color=colour, label=name) for colour, name in zip(PALETTE, classes, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+
+
+def draw_augmentation(benchmark: Benchmark, dataset: SliceDataset, picture: Path, columns: int = 7) -> None:
+    """Draw four slices fitted to the square, and what augmentation makes of each in several epochs."""
+    if dataset.augmentation is None:
+        return
+    plain = SliceDataset([], dataset.size)
+    plain.slices = dataset.slices
+    areas = torch.tensor([float((label > 0).float().mean()) for _, label in dataset.slices])
+    labelled = areas.argsort(descending=True)[: max(4, len(dataset) // 4)]  # slices in which there is much to see
+    rows = []
+    for index in labelled[torch.linspace(0, len(labelled) - 1, min(4, len(labelled))).long()].tolist():
+        drawn = [plain[Draw(index, 0)], *(dataset[Draw(index, columns * index + k)] for k in range(columns))]
+        channels = slice(None) if benchmark.intensity == "rgb" else slice(1)
+        rows.append((f"slice {index}", [(image[channels].numpy(), label.numpy()) for image, label in drawn]))
+    draw_samples(rows, benchmark.classes, picture)

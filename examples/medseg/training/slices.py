@@ -13,9 +13,8 @@ from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
 from medseg.data.dataset import Case, Volume
-from medseg.training.geometry import as_rgb, fit_square, shrink
 from medseg.training.losses import IGNORE
-from medseg.training.transforms import Augmentation
+from medseg.training.transforms import Augmentation, as_rgb, fit_square, shrink
 
 
 class Draw(NamedTuple):

@@ -16,9 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from medseg.command_line.runs import Execution
-from medseg.data.benchmark import Settings
 from medseg.errors import RunError
+from medseg.settings import Execution, Settings
 from medseg.training.callbacks import History, Patience, ProgressBar, StepTime
 from medseg.training.losses import IGNORE, cross_entropy, dice_loss, dice_sums
 from medseg.training.slices import Slices

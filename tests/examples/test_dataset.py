@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from medseg.data.dataset import Case, Census, Split, Volume, fold_of, hold_out, stack_slices
+from medseg.data.dataset import Case, DataFingerprint, Split, Volume, fold_of, hold_out, stack_slices
 from medseg.errors import DataError
 
 
@@ -94,30 +94,30 @@ class TestFolds:
                 fold_of(CASES, fold, 4, 0)
 
 
-def census(**parts: list[Volume]) -> Census:
-    found = Census()
+def fingerprint(**parts: list[Volume]) -> DataFingerprint:
+    found = DataFingerprint()
     for part, volumes in parts.items():
         for one in volumes:
             found.add(part, one)
     return found
 
 
-class TestCensus:
+class TestDataFingerprint:
     def test_images_in_two_parts(self) -> None:
         one, other = volume("one", 1), volume("other", 2)
         shared = Volume("shared", np.concatenate((other.image[:1], volume("x", 3).image[:1])), other.label[:2])
-        found = census(train=[one, other], validation=[volume("third", 4)], test=[shared])
+        found = fingerprint(train=[one, other], validation=[volume("third", 4)], test=[shared])
         assert found.duplicates() == [{"test": "shared", "train": "other"}]
 
     def test_images_of_one_part_and_air_are_nobodys(self) -> None:
         one = volume("one", 1)
         air = Volume("air", np.zeros_like(one.image), one.label)
-        assert census(train=[one, Volume("again", one.image, one.label), air], test=[air]).duplicates() == []
+        assert fingerprint(train=[one, Volume("again", one.image, one.label), air], test=[air]).duplicates() == []
 
     def test_fingerprint_does_not_depend_on_storage_or_order(self) -> None:
         one, two = volume("one", 1), volume("two", 2)
         stored = Volume("one", np.asfortranarray(one.image), np.asfortranarray(one.label))
-        assert census(train=[one, two]).fingerprint() == census(train=[two, stored]).fingerprint()
+        assert fingerprint(train=[one, two]).digest() == fingerprint(train=[two, stored]).digest()
 
     def test_fingerprint_depends_on_everything_that_decides_a_result(self) -> None:
         one, two = volume("one", 1), volume("two", 2, (5.0, 1.0, 1.0))
@@ -125,17 +125,17 @@ class TestCensus:
         image[1, 0, 2, 3] += np.float32(1e-3)
         label[1, 2, 3] ^= 1
         fingerprints = [
-            found.fingerprint()
+            found.digest()
             for found in (
-                census(train=[one], test=[two]),
-                census(train=[two], test=[one]),
-                census(train=[one, two]),
-                census(train=[one]),
-                census(train=[Volume("one", one.image, label)], test=[two]),
-                census(train=[Volume("one", image, one.label)], test=[two]),
-                census(train=[Volume("renamed", one.image, one.label)], test=[two]),
-                census(train=[one], test=[volume("two", 2)]),
-                census(train=[one], test=[volume("two", 2, (5.0, 1.0, 1.01))]),
+                fingerprint(train=[one], test=[two]),
+                fingerprint(train=[two], test=[one]),
+                fingerprint(train=[one, two]),
+                fingerprint(train=[one]),
+                fingerprint(train=[Volume("one", one.image, label)], test=[two]),
+                fingerprint(train=[Volume("one", image, one.label)], test=[two]),
+                fingerprint(train=[Volume("renamed", one.image, one.label)], test=[two]),
+                fingerprint(train=[one], test=[volume("two", 2)]),
+                fingerprint(train=[one], test=[volume("two", 2, (5.0, 1.0, 1.01))]),
             )
         ]
         assert len(set(fingerprints)) == len(fingerprints)
