@@ -26,7 +26,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     table = pd.read_csv(metrics)
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, rate = figure.subplots(1, 2, width_ratios=(2, 1))
-    for column in ("loss", "cross_entropy", "dice_loss"):
+    for column in [name for name in ("loss", "cross_entropy", "focal_loss", "dice_loss") if name in table]:
         (line,) = losses.plot(table["epoch"], table[column], label=column.replace("_", " "))
         if f"val_{column}" in table:
             validated = table.dropna(subset=f"val_{column}")
