@@ -18,6 +18,7 @@ from typing import Any
 
 from medseg.command_line.options import int_from_0, positive_int, size
 from medseg.data import acdc, isic, synapse
+from medseg.data.notes import told_once
 from medseg.data.preparation import Release, prepare
 from medseg.errors import DataError
 
@@ -26,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = _parser().parse_args(arguments)
     try:
-        release = _find(options)
-        for warning in release.warnings:
-            print("Warning:", warning, file=sys.stderr)
-        summary = prepare(release, options.out, overwrite=options.overwrite, workers=options.workers)
+        with told_once():
+            release = _find(options)
+            for warning in release.warnings:
+                print("Warning:", warning, file=sys.stderr)
+            summary = prepare(release, options.out, overwrite=options.overwrite, workers=options.workers)
     except DataError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

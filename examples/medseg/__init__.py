@@ -12,29 +12,34 @@ What a script for one's own data needs is imported from here, see docs/own_data.
 from medseg.command_line.experiment import main
 from medseg.data.arrays import check_image, check_label, check_spacing, read_h5, read_npz
 from medseg.data.dataset import Benchmark, Case, Split, Volume, fold_of, hold_out, stack_slices
-from medseg.data.images import read_image, read_labels, read_list, read_mask, require
+from medseg.data.folders import IMAGE_SUFFIXES, by_stem, listed, pairs, read_list
+from medseg.data.images import read_image, read_labels, read_mask, read_photograph
 from medseg.errors import DataError
 from medseg.settings import Settings
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "Benchmark",
     "Case",
     "DataError",
     "Settings",
     "Split",
     "Volume",
+    "by_stem",
     "check_image",
     "check_label",
     "check_spacing",
     "fold_of",
     "hold_out",
+    "listed",
     "main",
+    "pairs",
     "read_h5",
     "read_image",
     "read_labels",
     "read_list",
     "read_mask",
     "read_npz",
-    "require",
+    "read_photograph",
     "stack_slices",
 ]

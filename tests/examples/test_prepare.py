@@ -200,7 +200,11 @@ SYNAPSE_FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda p: replace_voxels(p, lambda v: (v > 0).astype(np.float32)),
         r"wanted Hounsfield units",
     ),
-    "no intercept": ("img", lambda p: replace_voxels(p, lambda v: v + 1024), r"nothing below -125.*intercept missing"),
+    "no intercept": (
+        "img",
+        lambda p: replace_voxels(p, lambda v: v + 1024),
+        r"nothing is below 0, so the rescale intercept is missing",
+    ),
 }
 
 
@@ -411,7 +415,10 @@ class TestIsic:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda s: next(s.glob("*GroundTruth/*")).unlink(), r"files named in .* are missing, first .*png"),
+            (
+                lambda s: next(s.glob("*GroundTruth/*")).unlink(),
+                r"1 of 6 images named in .* have no mask in .*, first .*_segmentation",
+            ),
             (lambda s: truncate(next(s.glob("*Input/*"))), r"cannot read .*\.jpg"),
             (
                 lambda s: Image.fromarray(np.zeros((9, 9), np.uint8)).save(next(s.glob("*GroundTruth/*"))),
@@ -532,7 +539,9 @@ class TestRuns:
         with pytest.raises(SystemExit, match=r"error: cannot write .*file: File exists; free the disk or choose"):
             run("synapse", source, tmp_path / "file")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(SystemExit, match=r"no case for lists_Synapse/train.txt and lists_Synapse/test_vol.txt"):
+        with pytest.raises(
+            SystemExit, match=r"no imgNNNN.nii.gz of the split below .*empty; give --source the extracted"
+        ):
             run("synapse", tmp_path / "empty", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

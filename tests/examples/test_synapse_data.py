@@ -189,7 +189,10 @@ class TestFolder:
         ("content", "message"),
         [
             (b"\n", "train.txt is empty"),
-            (b"\xff\xfe\x00case", "cannot read .*train.txt: .*wanted a text file that names one file of train_npz/"),
+            (
+                b"\xff\xfe\x00case",
+                "cannot read .*train.txt: .*wanted a text file in UTF-8 that names one file of train_npz/",
+            ),
             (
                 b"case0000_slice000\ncase0000_slice001\ncase0000_slice000\n",
                 r"names \['case0000_slice000'\] more than once",

@@ -22,9 +22,10 @@ import numpy as np
 from medseg.atomic_write import write_npz
 from medseg.data.arrays import check_image, check_label, check_spacing, read_npz
 from medseg.data.dataset import Benchmark, Case, Paper, Split, Volume, stack_slices
-from medseg.data.images import read_list, require
-from medseg.data.nifti import orientation_of, read_nifti, spacing_of, to_slices, voxels_of
-from medseg.data.preparation import Job, Record, Release
+from medseg.data.folders import by_stem, find_files, listed, read_list, stem_of, walk_folders
+from medseg.data.nifti import orientation_of, spacing_of, to_slices, voxels_of
+from medseg.data.preparation import Job, Record, Release, gathered
+from medseg.data.scans import read_nifti
 from medseg.errors import DataError
 from medseg.settings import Settings
 
@@ -58,9 +59,9 @@ def read_acdc(path: Path) -> Volume:
 
 def _cases(folder: Path, part: str) -> list[Case]:
     list_path = folder / "lists_ACDC" / f"{part}.txt"
-    names = read_list(list_path, f"one file of {part}/")
-    paths = [folder / part / f"{name.removesuffix('.npz')}.npz" for name in names]
-    require(paths, list_path)
+    names = read_list(list_path, f"one file of {part}/", (".npz",))
+    found_files = by_stem(folder / part, (".npz",))
+    paths = listed(names, found_files, list_path, f"{folder / part}/{{}}.npz").values()
     members: dict[tuple[str, str], list[tuple[int, Path]]] = {}
     for path in paths:
         found = NAME.fullmatch(path.stem)
@@ -112,7 +113,9 @@ def find_acdc(source: Path) -> Release:
     """Both phases of every patient below a folder."""
     folders: dict[int, Path] = {}
     others = 0
-    for folder in sorted(path for path in source.rglob("patient[0-9][0-9][0-9]") if path.is_dir()):
+    for folder in walk_folders(source):
+        if not re.fullmatch(r"patient\d{3}", folder.name, re.IGNORECASE):
+            continue
         number = int(folder.name[-3:])
         if number not in PATIENTS:
             others += 1
@@ -120,6 +123,11 @@ def find_acdc(source: Path) -> Release:
             raise DataError(f"{folders[number]} and {folder} are the same patient; give --source the folder of one")
         else:
             folders[number] = folder
+    if not folders:
+        raise DataError(
+            f"no patientNNN folder below {source}{', with a number up to 100' if others else ''}; give --source the "
+            "extracted ACDC release, whose training/ holds patient001 to patient100"
+        )
     warnings = []
     if missing := [number for number in PATIENTS if number not in folders]:
         some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
@@ -132,9 +140,7 @@ def find_acdc(source: Path) -> Release:
         options={},
         folders=("train", "valid", "test", "lists_ACDC"),
         lists=("lists_ACDC/train.txt", "lists_ACDC/valid.txt", "lists_ACDC/test.txt"),
-        jobs=[
-            job for number, folder in sorted(folders.items()) for job in (_job(number, folder, p) for p in ("ED", "ES"))
-        ],
+        jobs=gathered(_job, [(number, folder, p) for number, folder in sorted(folders.items()) for p in ("ED", "ES")]),
         warnings=warnings,
         train="train_acdc.py --seed 10 11 12",
     )
@@ -142,26 +148,29 @@ def find_acdc(source: Path) -> Release:
 
 def _job(number: int, folder: Path, phase: str) -> Job:
     part = "test" if number in TEST_PATIENTS else "valid" if number in VALIDATION_PATIENTS else "train"
-    frame = f"{folder.name}_frame{_frame(folder / 'Info.cfg', phase):02d}"
+    frame = f"{folder.name}_frame{_frame(folder, phase):02d}"
     image, label = _stored(folder, frame), _stored(folder, f"{frame}_gt")
     write = partial(_write, number, phase, part, image, label)
     return Job(f"{folder.name}_{phase}", f"lists_ACDC/{part}.txt", (image, label), write)
 
 
-def _frame(path: Path, phase: str) -> int:
+def _frame(folder: Path, phase: str) -> int:
     """Number of the frame of a phase."""
+    path = next((path for path in folder.iterdir() if path.name.lower() == "info.cfg"), folder / "Info.cfg")
     if not path.is_file():
         raise DataError(f"no file {path}; it names the frames of ED and ES, fetch it")
-    found = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    found = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", text, re.MULTILINE)
     if found is None:
         raise DataError(f"{path} has no line '{phase}: NUMBER'; the file is damaged or incomplete, fetch it again")
     return int(found[1])
 
 
 def _stored(folder: Path, name: str) -> Path:
-    for path in (folder / f"{name}.nii.gz", folder / f"{name}.nii"):
-        if path.is_file():
-            return path
+    suffixes = (".nii.gz", ".nii")
+    files = [path for path in find_files(folder, suffixes, tell=False).files if stem_of(path, suffixes) == name]
+    if files:
+        return files[-1]  # the compressed one where there are two: it has a checksum
     raise DataError(f"no file {folder / name}.nii.gz; fetch it, or remove {folder} to leave the patient out")
 
 

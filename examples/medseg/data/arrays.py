@@ -103,6 +103,7 @@ def check_size(path: Path, what: str, size: int) -> None:
         raise DataError(f"{path}: {what} would take {size / 2**30:.1f} GiB in memory; {DAMAGED}")
 
 
+ROUNDING = 1e-3
 CHECKSUM = 4  # bytes that the fletcher32 filter appends to a chunk
 
 
@@ -127,7 +128,8 @@ def missing_from(dataset: h5py.Dataset) -> str:
 
 
 def check_image(path: Path, image: Array, dimensions: int) -> NDArray[np.float32]:
-    """An image of grey values in [0, 1] with that many dimensions, as float32."""
+    """An image of grey values in [0, 1] with that many dimensions, as float32; more axes behind may be of length 1."""
+    image = _squeezed(image, dimensions)
     if image.ndim != dimensions or image.size == 0:
         raise DataError(f"{path}: image has shape {image.shape}; wanted {dimensions} dimensions, none of them empty")
     if not np.isfinite(image).all():
@@ -141,15 +143,26 @@ def check_image(path: Path, image: Array, dimensions: int) -> NDArray[np.float32
 
 
 def check_label(path: Path, label: Array, shape: tuple[int, ...], classes: int) -> NDArray[np.uint8]:
-    """A label of whole numbers below ``classes`` and of the shape of its image, as uint8."""
+    """A label of whole numbers below ``classes`` and of the shape of its image, as uint8.
+
+    Floats may be off by what scaling and rounding leave, and more axes behind be of length 1.
+    """
+    label = _squeezed(label, len(shape))
     if label.shape != shape:
         raise DataError(f"{path}: image has shape {shape} but label {label.shape}; they must be equal")
-    with np.errstate(invalid="ignore"):  # NaN becomes some number, which it does not equal
-        whole: NDArray[np.uint8] = label.astype(np.uint8)
-    if (whole != label).any() or whole.max() >= classes:
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, from which it is not near
+        whole: NDArray[np.uint8] = np.rint(label).astype(np.uint8)
+        is_whole = np.abs(np.subtract(label, whole, dtype=np.float64)) < ROUNDING
+    if not is_whole.all() or whole.max() >= classes:
         values = some_of(np.unique(label))
         raise DataError(f"{path}: label has values {values}; wanted whole numbers from 0 to {classes - 1}")
     return whole
+
+
+def _squeezed(array: Array, dimensions: int) -> Array:
+    while array.ndim > dimensions and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array
 
 
 def check_spacing(path: Path, spacing: Array | None) -> Spacing | None:

@@ -12,10 +12,13 @@ or in one folder, with or without lists of names::
     DIR/masks/ISIC_*_segmentation.png
     DIR/splits/{train,val,test}.txt
 
+Suffixes count in any case, and images may be of any format that ``medseg/data/images.py`` reads.
+
 Sources: Codella et al., "Skin Lesion Analysis Toward Melanoma Detection 2018", arXiv:1902.03368, and, for 2017,
 arXiv:1710.05006; Tschandl et al., "The HAM10000 dataset", Scientific Data, 2018.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +26,9 @@ from PIL import Image
 
 from medseg.atomic_write import write_image
 from medseg.data.arrays import read_json
-from medseg.data.dataset import Benchmark, Case, Paper, Split, Volume, hold_out
-from medseg.data.images import read_image, read_list, read_mask, require
+from medseg.data.dataset import Benchmark, Case, Paper, Split, hold_out
+from medseg.data.folders import IMAGE_SUFFIXES, by_stem, listed, match, read_list, the_folder_below, unnested
+from medseg.data.images import read_photograph
 from medseg.data.preparation import Job, Record, Release
 from medseg.errors import DataError
 from medseg.settings import Settings
@@ -44,12 +48,20 @@ RELEASED = {
 }
 
 
-def open_isic(folder: Path, settings: Settings, year: int) -> Split:
-    """The official split, the one of the folder's lists, or 7:3 where neither is there."""
+def open_isic(folder: Path, settings: Settings, year: int, *, option: str = "--data") -> Split:
+    """The official split, the one of the folder's lists, or 7:3 where neither is there.
+
+    Args:
+        folder: Of the set, or one that holds it alone.
+        settings: Of the run.
+        year: Of the set.
+        option: The one that named the folder, for messages.
+    """
     if not folder.is_dir():
-        raise DataError(f"no data folder {folder}; give --data the folder that holds the parts of ISIC {year}")
+        raise DataError(f"no data folder {folder}; give {option} the folder that holds the parts of ISIC {year}")
+    folder = the_folder_below(folder, (*(images for images, _ in RELEASED[year].values()), "images"))
     released = {
-        part: (folder / images, folder / masks)
+        part: (unnested(folder / images), unnested(folder / masks))
         for part, (images, masks) in RELEASED[year].items()
         if (folder / images).is_dir()
     }
@@ -57,20 +69,20 @@ def open_isic(folder: Path, settings: Settings, year: int) -> Split:
         parts = {part: _paired(*folders) for part, folders in released.items()}
         return Split(f"official split of ISIC {year}", parts["train"], parts["validation"], parts["test"])
     if (folder / "splits").is_dir():
-        listed = {part: _listed(folder, part) for part in ("train", "val", "test")}
-        counts = "/".join(str(len(cases)) for cases in listed.values())
+        by_part = {part: _listed(folder, part) for part in ("train", "val", "test")}
+        counts = "/".join(str(len(cases)) for cases in by_part.values())
         name = f"splits/*.txt of the folder ({counts})"
         if (folder / "prepared.json").is_file():
             name += f", made by examples/prepare.py: {read_json(folder / 'prepared.json').get('split')}"
-        return Split(name, listed["train"], listed["val"], listed["test"])
+        return Split(name, by_part["train"], by_part["val"], by_part["test"])
     if "train" in released:
         cases = _paired(*released["train"])
     elif (folder / "images").is_dir():
         cases = _paired(folder / "images", folder / "masks")
     else:
         raise DataError(
-            f"{folder} holds neither {RELEASED[year]['train'][0]}/ nor images/; give --data the folder that holds the "
-            f"parts of ISIC {year} as released, or images/ and masks/"
+            f"{folder} holds neither {RELEASED[year]['train'][0]}/ nor images/; give {option} the folder that "
+            f"holds the parts of ISIC {year} as released, or images/ and masks/"
         )
     rest, test = hold_out(cases, 0.3, settings.split_seed)
     train, validation = hold_out(rest, settings.validation, settings.split_seed)
@@ -78,31 +90,29 @@ def open_isic(folder: Path, settings: Settings, year: int) -> Split:
     return Split(name, train, validation, test)
 
 
-def read_pair(image_path: Path, mask_path: Path) -> Volume:
-    """Read and check one photograph and its mask."""
-    image, mask = read_image(image_path), read_mask(mask_path)
-    if image.shape[:2] != mask.shape:
-        raise DataError(f"{image_path} is {image.shape[:2]} but {mask_path} is {mask.shape}; they must be equal")
-    return Volume(image_path.stem, image.transpose(2, 0, 1)[None], mask[None])
-
-
 def _paired(images: Path, masks: Path) -> list[Case]:
-    found = sorted(images.glob("*.jpg"))  # beside them 2017 has superpixels, as .png
+    found = _images(images)
     if not found:
-        raise DataError(f"{images} holds no .jpg")
-    return _cases(images, masks, [path.stem for path in found], source=images)
+        raise DataError(f"{images} holds no image: {', '.join(IMAGE_SUFFIXES)}")
+    return _cases(found, masks, images)
 
 
 def _listed(folder: Path, part: str) -> list[Case]:
     list_path = folder / "splits" / f"{part}.txt"
-    names = read_list(list_path, "one image of images/, without .jpg,")
-    return _cases(folder / "images", folder / "masks", names, source=list_path)
+    names = read_list(list_path, "one image of images/", IMAGE_SUFFIXES)
+    found = listed(names, _images(folder / "images", tell=part == "train"), list_path, f"{folder / 'images'}/{{}}.jpg")
+    return _cases(found, folder / "masks", list_path)
 
 
-def _cases(images: Path, masks: Path, names: list[str], source: Path) -> list[Case]:
-    pairs = [(images / f"{name}.jpg", masks / f"{name}_segmentation.png") for name in names]
-    require([path for pair in pairs for path in pair], source)
-    return [Case(name, name, partial(read_pair, *pair)) for name, pair in zip(names, pairs, strict=True)]
+def _images(folder: Path, *, tell: bool = True) -> dict[str, Path]:
+    """The photographs of a folder by name; 2017 has superpixels beside them."""
+    found = by_stem(folder, IMAGE_SUFFIXES, tell=tell)
+    return {stem: path for stem, path in found.items() if not stem.endswith("_superpixels")}
+
+
+def _cases(images: Mapping[str, Path], masks: Path, source: Path) -> list[Case]:
+    pairs = match(images, by_stem(masks, IMAGE_SUFFIXES, tell=False), masks, "_segmentation", source=source)
+    return [Case(name, name, partial(read_photograph, *pair)) for name, pair in pairs.items()]
 
 
 def isic(year: int) -> Benchmark:
@@ -138,7 +148,7 @@ LISTS = {"train": "splits/train.txt", "validation": "splits/val.txt", "test": "s
 
 def find_isic(source: Path, year: int, size: int, seed: int) -> Release:
     """The images of one year below a folder, divided as ``medseg.data.isic.open_isic`` does."""
-    split = open_isic(source, Settings(size=size, split_seed=seed), year)
+    split = open_isic(source, Settings(size=size, split_seed=seed), year, option="--source")
     return Release(
         benchmark=f"isic{year}",
         split=split.name,

@@ -9,8 +9,6 @@ oblique to the body, so the nearest axes of the body differ from patient to pati
 stored as those of ACDC are.
 """
 
-import gzip
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +18,13 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from medseg.data.arrays import DAMAGED, Spacing, check_size, check_spacing, reading
+from medseg.data.arrays import Spacing, check_spacing
+from medseg.data.notes import note
 from medseg.errors import DataError
-
-NIFTI_2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # with this size its header begins
 
 Intensity = Literal["hu", "min-max"]  # as in medseg.data.dataset.Benchmark
 
+REFETCH = "fetch it again"
 HU_WINDOW = (-125.0, 275.0)  # of the preprocessed Synapse set
 CT_DIRECTIONS = (1, 1, -1)  # of slices, rows and columns along the axes of the body: to the head, front and left
 
@@ -65,44 +63,113 @@ def orientation_of(path: Path, image: "nibabel.Nifti1Image", intensity: Intensit
     affine = np.asarray(image.affine)
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise DataError(f"{path}: the affine {affine[:3].tolist()} does not say how the scan lies; repair its header")
+    if not is_oriented(image):
+        note(
+            "%s: the header does not say how the scan lies (qform_code and sform_code are 0); rows are taken to run "
+            "from back to front and columns from right to left. Look whether the liver is on the right side: the "
+            "sides may be swapped",
+            path,
+        )
     body, directions = io_orientation(affine).T  # type: ignore[no-untyped-call]  # of every axis of the file
     axes = np.argsort(body)[::-1]
     flipped = np.flatnonzero(directions[axes] != CT_DIRECTIONS)
     return Orientation(tuple(axes.tolist()), tuple(flipped.tolist()))
 
 
-def to_slices(path: Path, image: "nibabel.Nifti1Image", intensity: Intensity) -> NDArray[np.float32]:
+def is_oriented(image: "nibabel.Nifti1Image") -> bool:
+    """Whether a header says how the scan lies, so that nibabel does not guess."""
+    return bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
+
+
+def one_frame(path: Path, image: "nibabel.Nifti1Image", frame: int | None) -> "nibabel.Nifti1Image":
+    """Frame number ``frame``, from 1, of a series ``(X, Y, Z, T)``; a scan that is none as it is.
+
+    Raises:
+        DataError: If a frame is asked for that is not there, or none where there are several.
+    """
+    frames = image.shape[3] if len(image.shape) == 4 else 1
+    if frame is None and frames > 1:
+        raise DataError(
+            f"{path}: shape {image.shape}, a series of {frames} frames; wanted one: --frame N, from 1 to {frames}"
+        )
+    if frame is not None and frame > frames:
+        raise DataError(f"{path}: there is no frame {frame}, --frame goes to {frames}")
+    if len(image.shape) != 4:
+        return image
+    chosen: nibabel.Nifti1Image = image.slicer[..., (frame or 1) - 1]
+    return chosen
+
+
+def to_slices(
+    path: Path, image: "nibabel.Nifti1Image", intensity: Intensity, *, fill_nan: bool = False, remedy: str = REFETCH
+) -> NDArray[np.float32]:
     """The scan as slices ``(Z, H, W)``, oriented as the training data and scaled to [0, 1] as they are.
 
     Args:
         path: Of the file, for messages.
-        image: From ``medseg.data.nifti.read_nifti``.
+        image: From ``medseg.data.scans.read_nifti``.
         intensity: ``"hu"``: from -125 to 275 Hounsfield units; ``"min-max"``: from the smallest value of the volume to
             its 99th percentile, which the files of the ACDC set show to be what they were scaled by. Values beyond
             these limits are clipped.
+        fill_nan, remedy: As in ``voxels_of``.
+
+    Raises:
+        DataError: If a CT is not in Hounsfield units, as far as its values show.
     """
     orientation = orientation_of(path, image, intensity)
-    voxels = voxels_of(path, image)
-    least, most = float(voxels.min()), float(voxels.max())
+    voxels = voxels_of(path, image, fill_nan=fill_nan, remedy=remedy)
     if intensity == "hu":
         low, high = HU_WINDOW
-        if least >= 0 and most <= 1:  # scaled already; clipped again it would be grey all over
-            raise DataError(f"{path}: values run from {least:g} to {most:g}; wanted Hounsfield units")
+        check_hounsfield(path, voxels)
     else:
-        low, high = least, float(np.percentile(voxels, 99))
+        low, high = float(voxels.min()), float(np.percentile(voxels, 99))
         if not high > low:
             raise DataError(f"{path}: nearly all voxels are {low:g}; wanted a scan")
     return orientation.slices(np.asarray((np.clip(voxels, low, high) - low) / (high - low), dtype=np.float32))
 
 
-def voxels_of(path: Path, image: "nibabel.Nifti1Image") -> NDArray[Any]:
-    """The voxels of a scan or of its label, which have to be finite numbers."""
+def check_hounsfield(path: Path, voxels: NDArray[Any]) -> None:
+    """Refuse a CT whose values can't be Hounsfield units: air is -1000, and there is some in or around every body."""
+    least, most = float(voxels.min()), float(voxels.max())
+    ranges = f"{path}: values run from {least:g} to {most:g}; wanted Hounsfield units, in which air is -1000"
+    if most - least < 50:  # scaled already; clipped again it would be grey all over
+        raise DataError(f"{ranges}: they were scaled, give the original scan")
+    if least >= 0 and most <= 255:
+        raise DataError(f"{ranges}: they were reduced to 8 bits through some window, give the original scan")
+    if least >= 0:
+        raise DataError(
+            f"{ranges}: nothing is below 0, so the rescale intercept is missing; convert the DICOM series again with "
+            "dcm2niix, or subtract 1024 where the scan is known to be stored so"
+        )
+    if least > HU_WINDOW[0]:
+        note(
+            "%s: nothing is below -125, not even air or fat; is it a part of a body, or are these no Hounsfield units?",
+            path,
+        )
+
+
+def voxels_of(
+    path: Path, image: "nibabel.Nifti1Image", *, fill_nan: bool = False, remedy: str = REFETCH
+) -> NDArray[Any]:
+    """The voxels of a scan or of its label, which have to be finite numbers.
+
+    Args:
+        path: Of the file, for messages.
+        image: From ``medseg.data.scans.read_nifti``.
+        fill_nan: Take voxels that are not as the least of the others instead of refusing them.
+        remedy: What the message advises.
+    """
     voxels = np.asanyarray(image.dataobj)
     if voxels.dtype.kind not in "iuf":
         raise DataError(f"{path}: voxels are {voxels.dtype}; wanted one number each")
-    if not np.isfinite(voxels).all():
-        raise DataError(f"{path}: {np.count_nonzero(~np.isfinite(voxels))} voxels are NaN or infinite; fetch it again")
-    return voxels
+    finite = np.isfinite(voxels)
+    if finite.all():
+        return voxels
+    count = np.count_nonzero(~finite)
+    if not fill_nan or not finite.any():
+        raise DataError(f"{path}: {count} voxels are NaN or infinite; {remedy}")
+    note("%s: %s voxels that are NaN or infinite are taken as background", path, count)
+    return np.where(finite, voxels, voxels[finite].min())
 
 
 def spacing_of(path: Path, image: "nibabel.Nifti1Image", intensity: Intensity) -> Spacing:
@@ -111,29 +178,3 @@ def spacing_of(path: Path, image: "nibabel.Nifti1Image", intensity: Intensity) -
     spacing = check_spacing(path, np.asarray(image.header["pixdim"])[1:4][list(axes)])
     assert spacing is not None
     return spacing
-
-
-def read_nifti(path: Path) -> "nibabel.Nifti1Image":
-    """A NIfTI image, read as a whole, which verifies the checksum of a compressed one."""
-
-    def read() -> "nibabel.Nifti1Image":
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            version = stream.read(4)
-            stream.seek(0)
-            kind = nibabel.Nifti2Image if version in NIFTI_2 else nibabel.Nifti1Image
-            header = kind.header_class.from_fileobj(stream)  # type: ignore[no-untyped-call]
-            shape = header.get_data_shape()
-            if not shape or min(shape) < 1:
-                raise DataError(f"cannot read {path}: its shape is {shape}; {DAMAGED}")
-            size = math.prod(map(int, shape)) * header.get_data_dtype().itemsize
-            check_size(path, "the image", size)
-            expected = int(header["vox_offset"]) + size
-            stream.seek(0)
-            content = stream.read(expected + 1)  # a byte too many, so that gzip comes to the checksum at the end
-        if len(content) != expected:  # the voxels would be read without a word, shifted or short of something
-            held = "less" if len(content) < expected else "more"
-            raise DataError(f"cannot read {path}: it holds {held} than the {expected} bytes of its header; {DAMAGED}")
-        image: nibabel.Nifti1Image = kind.from_bytes(content)
-        return image
-
-    return reading(path, read)

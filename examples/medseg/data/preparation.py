@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from medseg.atomic_write import write_json, write_text, writing
 from medseg.data.arrays import Spacing
-from medseg.errors import DataError
+from medseg.errors import DataError, all_of
 
 LOG, SUMMARY, SCHEMA = "cases.jsonl", "prepared.json", 1
 
@@ -89,7 +90,8 @@ def prepare(release: Release, out: Path, *, overwrite: bool, workers: int) -> di
         The content of ``prepared.json``.
 
     Raises:
-        DataError: If a file of the source is not what it should be, or the output folder holds something else.
+        DataError: If files of the source are not what they should be, all of which are named at the end, or the output
+            folder holds something else.
         OSError: If the output cannot be written. What was finished before stays, whatever is raised.
     """
     if empty := [name for name in release.lists if name not in {job.listed_in for job in release.jobs}]:
@@ -104,14 +106,20 @@ def prepare(release: Release, out: Path, *, overwrite: bool, workers: int) -> di
     header = {"benchmark": release.benchmark, "options": dict(release.options)}
     write_text(out / LOG, "".join(map(_line, (header, *map(asdict, records.values())))))
     pool = ThreadPoolExecutor(workers)
+    faults: list[str] = []
     try:
-        written = pool.map(lambda job: replace(job.write(out), sources=_sizes(job)), todo)
+        written = pool.map(partial(_prepared, out), todo)
         for record in tqdm(written, desc="Preparing", total=len(release.jobs), initial=len(records), disable=None):
+            if isinstance(record, DataError):
+                faults.append(str(record))
+                continue
             with writing(out / LOG), (out / LOG).open("a", encoding="utf-8") as log:
                 log.write(_line(asdict(record)))
             records[record.case] = record
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, those not begun are not begun
+    if faults:
+        raise all_of(faults)
     ordered = [records[job.case] for job in release.jobs]
     for listed_in in release.lists:
         names = [name for record in ordered if record.listed_in == listed_in for name in record.names]
@@ -120,6 +128,30 @@ def prepare(release: Release, out: Path, *, overwrite: bool, workers: int) -> di
     with writing(out / SUMMARY):
         write_json(out / SUMMARY, summary)
     return summary
+
+
+def gathered(job: Callable[..., Job], arguments: Sequence[tuple[Any, ...]]) -> list[Job]:
+    """The jobs of all arguments; what is wrong with any of their files is one error.
+
+    Raises:
+        DataError: That names the first faults and counts the others.
+    """
+    jobs, faults = [], []
+    for these in arguments:
+        try:
+            jobs.append(job(*these))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise all_of(list(dict.fromkeys(faults)))
+    return jobs
+
+
+def _prepared(out: Path, job: Job) -> Record | DataError:
+    try:
+        return replace(job.write(out), sources=_sizes(job))
+    except DataError as error:
+        return error
 
 
 def _line(content: Mapping[str, Any]) -> str:

@@ -21,10 +21,11 @@ import numpy as np
 from medseg.atomic_write import write_h5, write_npz
 from medseg.data.arrays import check_image, check_label, check_spacing, read_h5, read_npz
 from medseg.data.dataset import Benchmark, Case, Paper, Split, Volume, fold_of, hold_out, stack_slices
-from medseg.data.images import read_list, require
-from medseg.data.nifti import orientation_of, read_nifti, spacing_of, to_slices, voxels_of
+from medseg.data.folders import by_stem, listed, read_list, stem_of, walk
+from medseg.data.nifti import orientation_of, spacing_of, to_slices, voxels_of
 from medseg.data.preparation import Job, Record, Release
-from medseg.errors import DataError
+from medseg.data.scans import read_nifti
+from medseg.errors import DataError, all_of
 from medseg.settings import Settings
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
@@ -58,7 +59,7 @@ def read_slice(path: Path) -> Volume:
 
 def read_volume(path: Path) -> Volume:
     """Read and check one test volume."""
-    return _read(path, path.name.removesuffix(".npy.h5"), dimensions=3)
+    return _read(path, stem_of(path, (".npy.h5",)), dimensions=3)
 
 
 def _read(path: Path, name: str, dimensions: int) -> Volume:
@@ -93,16 +94,15 @@ def _training_cases(folder: Path, *, whole: bool) -> list[Case]:
 
 def _test_cases(folder: Path) -> list[Case]:
     paths = _listed(folder, "test_vol.txt", "test_vol_h5", ".npy.h5")
-    names = [path.name.removesuffix(".npy.h5") for path in paths]
+    names = [stem_of(path, (".npy.h5",)) for path in paths]
     return [Case(name, name, partial(read_volume, path)) for name, path in zip(names, paths, strict=True)]
 
 
 def _listed(folder: Path, list_name: str, subfolder: str, suffix: str) -> Sequence[Path]:
     list_path = folder / "lists_Synapse" / list_name
-    names = read_list(list_path, f"one file of {subfolder}/, without {suffix},")
-    paths = [folder / subfolder / f"{name}{suffix}" for name in names]
-    require(paths, list_path)
-    return paths
+    names = read_list(list_path, f"one file of {subfolder}/, without {suffix},", (suffix,))
+    files = by_stem(folder / subfolder, (suffix,))
+    return list(listed(names, files, list_path, f"{folder / subfolder}/{{}}{suffix}").values())
 
 
 def _slice_number(path: Path) -> int:
@@ -154,10 +154,18 @@ def find_synapse(source: Path) -> Release:
     """The cases of the split that are below a folder."""
     images, labels = _numbered(source, "img"), _numbered(source, "label")
     cases = sorted(number for number in (*TRAINING_CASES, *TEST_CASES) if number in images or number in labels)
-    for number in cases:
-        for kind, found in (("img", images), ("label", labels)):
-            if number not in found:
-                raise DataError(f"no {kind}{number:04d}.nii.gz below {source}; fetch it, or remove its counterpart")
+    if not cases:
+        raise DataError(
+            f"no imgNNNN.nii.gz of the split below {source}; give --source the extracted BTCV release, whose "
+            "RawData/Training holds img/ and label/"
+        )
+    if faults := [
+        f"no {kind}{number:04d}.nii.gz below {source}; fetch it, or remove its counterpart"
+        for number in cases
+        for kind, found in (("img", images), ("label", labels))
+        if number not in found
+    ]:
+        raise all_of(faults)
     warnings = []
     if missing := sorted({*TRAINING_CASES, *TEST_CASES} - set(cases)):
         warnings.append(f"{len(missing)} of the 30 cases are missing: {', '.join(map(str, missing))}")
@@ -177,8 +185,8 @@ def find_synapse(source: Path) -> Release:
 
 def _numbered(source: Path, kind: str) -> dict[int, Path]:
     found: dict[int, Path] = {}
-    for path in sorted(source.rglob(f"{kind}*.nii*")):
-        name = re.fullmatch(rf"{kind}(\d{{4}})\.nii(\.gz)?", path.name)
+    for path in walk(source):
+        name = re.fullmatch(rf"{kind}(\d{{4}})\.nii(\.gz)?", path.name, re.IGNORECASE)
         if name is None:
             continue
         number = int(name[1])
@@ -199,11 +207,15 @@ def _write(case: str, listed_in: str, image_path: Path, label_path: Path, out: P
     slices = to_slices(image_path, image, "hu")
     _check_same_place(image_path, image, label_path, label)
     if slices.min() > 0:
-        raise DataError(
-            f"{image_path} has nothing below -125, not even air; wanted Hounsfield units (is the intercept missing?)"
-        )
+        raise DataError(f"{image_path} has nothing below -125, not even air; wanted Hounsfield units of a whole scan")
     orientation = orientation_of(image_path, image, "hu")
     released = check_label(label_path, voxels_of(label_path, label), image.shape, len(CLASS_OF))
+    if released.max() <= len(ORGANS) and len(np.unique(released)) > 6:
+        raise DataError(
+            f"{label_path} has labels up to {released.max()} and none of the veins, pancreas and adrenal glands of the "
+            "release, 9 to 13: they seem to be those of TransUNet already, which would be taken for other organs; give "
+            "the labels of the release"
+        )
     classes = CLASS_OF[orientation.slices(released)]
     spacing = spacing_of(image_path, image, "hu")
     arrays = {"spacing": np.array(spacing)}

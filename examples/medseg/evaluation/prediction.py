@@ -20,7 +20,8 @@ from medseg.atomic_write import atomic_write, write_image, write_npz
 from medseg.data.arrays import check_image, check_spacing, read_h5, read_json, read_npz
 from medseg.data.dataset import Labels
 from medseg.data.images import read_image
-from medseg.data.nifti import orientation_of, read_nifti, to_slices
+from medseg.data.nifti import orientation_of, to_slices
+from medseg.data.scans import read_nifti
 from medseg.errors import DataError, RunError
 from medseg.training.transforms import as_rgb, fit_square, unfit_square
 
