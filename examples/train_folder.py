@@ -3,8 +3,8 @@
     train_folder.py --data DIR --classes lesion
     train_folder.py --data DIR --classes disc cup --mapping 0=background 100=disc 200=cup --patient '^(P[0-9]+)_'
 
-Images are 2-D, RGB or grey; ``medseg/data/folder.py`` describes the layout. Scores, tables, figures and the network are
-those of the other training scripts, and predict.py takes the network that is left.
+Images are 2-D, RGB or grey; ``medseg/data/images_and_masks.py`` describes the layout. Scores, tables, figures and the
+network are those of the other training scripts, and predict.py takes the network that is left.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from medseg.command_line.experiment import main as run
 from medseg.command_line.experiment import script_options
 from medseg.command_line.options import fraction
-from medseg.data.folder import Folder, folder_benchmark, mapping_of
+from medseg.data.images_and_masks import Folder, folder_benchmark, mapping_of
 from medseg.errors import RunError
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.atomic_write import remedy, write_json, write_text
-from medseg.command_line.folders import check_out, clear_several, clear_single, note_request
 from medseg.command_line.options import parser
+from medseg.command_line.outputs import check_out, clear_several, clear_single, note_request
 from medseg.command_line.runs import Request, Run, runs_from
 from medseg.data.arrays import read_json
 from medseg.data.dataset import Benchmark, Synthetic
+from medseg.data.notes import told_once, untold
 from medseg.errors import DataError, RunError
 from medseg.evaluation.report import collect, table_of_runs
 from medseg.settings import Settings, is_first_process
@@ -57,7 +58,8 @@ def main(
         else:
             from medseg.command_line.pipeline import run_one
 
-            run_one(benchmark, runs[0], synthetic[0] if synthetic else None)
+            with told_once():
+                run_one(benchmark, runs[0], synthetic[0] if synthetic else None)
     except (DataError, RunError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -103,9 +105,10 @@ def _refuse(benchmark: Benchmark, runs: Sequence[Run], out: Path) -> None:
     weights, classes = runs[0].settings.class_weights, ("background", *benchmark.classes)
     if weights is not None and len(weights) != len(classes):
         raise RunError(f"--class-weights got {len(weights)}, wanted {len(classes)}: {', '.join(classes)}")
-    for run in runs:
-        if run.data is not None and not (run.resume and run.finished):
-            benchmark.open(run.data, run.settings)
+    with untold():
+        for run in runs:
+            if run.data is not None and not (run.resume and run.finished):
+                benchmark.open(run.data, run.settings)
     if runs[0].resume and not any((run.out / "settings.json").is_file() for run in runs):
         print(f"Nothing to resume in {out} yet; starting afresh.", flush=True)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import gca
 from medseg.atomic_write import write_json, write_text
-from medseg.command_line.folders import clear_out, prepare_out
+from medseg.command_line.outputs import clear_out, prepare_out
 from medseg.command_line.runs import Request, Run
 from medseg.data.arrays import read_json
 from medseg.data.dataset import Benchmark, Case, DataFingerprint, Split, Synthetic, Volume
