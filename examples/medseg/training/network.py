@@ -29,7 +29,14 @@ def build_model(benchmark: Benchmark, settings: Settings, *, pretrained: bool = 
     Raises:
         RunError: In words of the command line, if there is no such network or the options do not fit it.
     """
-    weights = settings.encoder_weights if pretrained else None
+    weights: Any = settings.encoder_weights if pretrained else None
+    if weights and settings.encoder.startswith("tu-"):
+        if weights != "imagenet":
+            raise RunError(
+                f"--encoder-weights {weights}: weights of timm are named in the encoder, as --encoder "
+                f"{settings.encoder.partition('.')[0]}.TAG; give --encoder-weights imagenet with it"
+            )
+        weights = True
     try:
         model = _network(1 + len(benchmark.classes), settings, weights)
     except Exception as error:  # of smp, timm, gca and, for weights, of what downloads them
@@ -59,7 +66,7 @@ def save_model(benchmark: Benchmark, model: Any, settings: Settings, folder: Pat
     write_json(folder / "preprocessing.json", use)
 
 
-def _network(classes: int, settings: Settings, weights: str | None) -> nn.Module:
+def _network(classes: int, settings: Settings, weights: Any) -> nn.Module:
     model: nn.Module
     if settings.arch != "gca-resunet":
         model = smp.create_model(settings.arch, settings.encoder, encoder_weights=weights, classes=classes)
@@ -77,7 +84,7 @@ def _network(classes: int, settings: Settings, weights: str | None) -> nn.Module
     )
 
 
-def _explained(error: Exception, settings: Settings, weights: str | None) -> RunError:
+def _explained(error: Exception, settings: Settings, weights: Any) -> RunError:
     """What to do about a network that cannot be built, for someone who sees the command line alone."""
     reason, encoder = " ".join(str(error.args[0] if error.args else error).split()), settings.encoder
     if reason.startswith("Wrong architecture"):
@@ -92,7 +99,7 @@ def _explained(error: Exception, settings: Settings, weights: str | None) -> Run
         )
     if weights is not None and (isinstance(error, OSError) or "pretrained weights" in reason.lower()):
         return RunError(
-            f"cannot get --encoder-weights {weights} of {encoder}: {reason[:300]}; leave the option out, choose "
+            f"cannot get --encoder-weights {settings.encoder_weights} of {encoder}: {reason[:300]}; leave the option out, choose "
             "another --encoder, or give the command where there is internet access"
         )
     if "cannot build attention" in reason:  # its options do not fit the channels of a block
