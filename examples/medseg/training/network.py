@@ -99,8 +99,8 @@ def _explained(error: Exception, settings: Settings, weights: Any) -> RunError:
         )
     if weights is not None and (isinstance(error, OSError) or "pretrained weights" in reason.lower()):
         return RunError(
-            f"cannot get --encoder-weights {settings.encoder_weights} of {encoder}: {reason[:300]}; leave the option out, "
-            "choose another --encoder, or give the command where there is internet access"
+            f"cannot get --encoder-weights {settings.encoder_weights} of {encoder}: {reason[:300]}; leave the option "
+            "out, choose another --encoder, or give the command where there is internet access"
         )
     if "cannot build attention" in reason:  # its options do not fit the channels of a block
         words = re.sub(r"\b(groups|reduction|pool)( ?[=<])", r"--\1\2", reason.partition(": ")[2])
