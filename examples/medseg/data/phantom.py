@@ -121,7 +121,7 @@ def write_phantoms(folder: Path, *, train: int, test: int, seed: int) -> Path:
         ``folder``.
     """
     slices, volumes = [], []
-    for number in tqdm(range(train + test), desc="Synthetic patients"):
+    for number in tqdm(range(train + test), desc="Synthetic patients", disable=None):
         image, label = make_phantom(seed * 10_000 + number)
         case = f"case{number:04d}"
         if number < train:
