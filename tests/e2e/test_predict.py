@@ -247,7 +247,7 @@ class TestCheckpoint:
         folder = save_network(BENCHMARKS["rgb"], tmp_path / "run", arch=architecture, attention="none")
         config = json.loads((folder / "model" / "config.json").read_text())
         (folder / "model" / "config.json").write_text(json.dumps({**config, "encoder_weights": "imagenet"}))
-        assert type(load_network(read_use(folder), "cpu").model).__name__ == architecture
+        assert type(load_network(folder, "cpu").model).__name__ == architecture
         run(folder, save_photograph(tmp_path / "a.png"), tmp_path / "mask.png")
         assert pixels(tmp_path / "mask.png").shape == (48, 70)
 
@@ -403,7 +403,7 @@ class TestAveraging:
         image = torch.from_numpy(slices[:, None].astype(np.float32))
         total = 0
         for folder in (tmp_path / "runs" / "seed1", other):
-            model = load_network(read_use(folder), "cpu").model
+            model = load_network(folder, "cpu").model
             for mirror in (lambda x: x, lambda x: x.flip(-1)):
                 with torch.no_grad():
                     logits = mirror(model(mirror(as_rgb(fit_square(image, 32)))))

@@ -23,7 +23,6 @@ from medseg.data.acdc import ACDC
 from medseg.data.dataset import Benchmark
 from medseg.data.isic import isic
 from medseg.evaluation.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
-from medseg.evaluation.inputs import read_use
 from medseg.evaluation.prediction import load_network
 from medseg.training.network import build_model, save_model
 from tests.conftest import randomize
@@ -92,7 +91,7 @@ class TestCommand:
         (row,) = json.loads((tmp_path / "groups.json").read_text())["layers"]
         with np.load(hearts / "test" / "case_005_volume_ED.npz") as arrays:
             slices = fitted(arrays["img"][:, None], 64)
-        model = load_network(read_use(network), "cpu").model
+        model = load_network(network, "cpu").model
         gates = gca.attention_maps(model, slices)[LAYERS[1]]
         assert isinstance(gates, AxisGates)
         h, w = gates.gate_h.double().numpy(), gates.gate_w.double().numpy()
@@ -155,7 +154,7 @@ class TestCommand:
         visualized(network, tmp_path / "out", "--data", hearts, "--layers", LAYERS[1], "--parts", 2)
         (row,) = json.loads((tmp_path / "out" / "groups.json").read_text())["layers"]
         assert (row["groups"], row["channels"]) == (2, 128)
-        model = load_network(read_use(network), "cpu").model
+        model = load_network(network, "cpu").model
         with np.load(hearts / "test" / "case_005_volume_ED.npz") as arrays:
             slices = fitted(arrays["img"][:, None], 64)
         gates = gca.attention_maps(model, slices)[LAYERS[1]]
@@ -305,7 +304,7 @@ class TestSimilarity:
         assert verdict({"": found}, {"": found}).startswith("The maps are the same everywhere")
 
     def test_untrained_is_the_same_architecture_with_other_weights(self, network: Path) -> None:
-        model = load_network(read_use(network), "cpu").model
+        model = load_network(network, "cpu").model
         x = torch.rand(3, 3, 64, 64)
         before = torch.get_rng_state()
         twin, again = untrained(model, [x]), untrained(model, [x])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import gca
 from medseg.data.arrays import read_json
 from medseg.data.dataset import Labels
 from medseg.errors import DataError, RunError
-from medseg.evaluation.inputs import Probabilities, Use
+from medseg.evaluation.inputs import Probabilities, Use, read_use
 from medseg.training.transforms import as_rgb, fit_square, unfit_square
 
 # What is predicted and averaged: the slice as it is, and its mirror images.
@@ -36,8 +37,9 @@ class Network:
     use: Use
 
 
-def load_network(use: Use, device: str) -> Network:
-    """Load the network of a run."""
+def load_network(run: Path | Use, device: str) -> Network:
+    """Load the network of a run, given by its folder or by what ``read_use`` found there."""
+    use = run if isinstance(run, Use) else read_use(run)
     folder, classes, size = use.folder, use.classes, use.size
     architecture = read_json(folder / "config.json").get("_model_class")
     kind = gca.GCAResUNet if architecture == "GCAResUNet" else getattr(smp, str(architecture), None)
