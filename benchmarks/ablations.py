@@ -40,7 +40,8 @@ from medseg.training.network import check_precision
 ROOT = Path(__file__).parents[1]
 OURS = (
     "--data", "--out", "--seed", "--fold", "--cross-validate", "--year", "--resume", "--overwrite", "--config",
-    "--time-loader", "--arch", "--attention", "--groups", "--reduction", "--pool", "--identity-init", "--help", "-h",
+    "--time-loader", "--test-only", "--arch", "--attention", "--groups", "--reduction", "--pool", "--identity-init",
+    "--help", "-h",
 )  # fmt: skip
 PATIENCE = 20  # seconds that trainings have to end when they are asked to
 

@@ -7,16 +7,16 @@ import argparse
 from collections.abc import Sequence
 
 from medseg.command_line.experiment import main as run
+from medseg.command_line.experiment import script_options
 from medseg.data.isic import RELEASED, isic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--year", type=int, choices=RELEASED, default=2018)
-    options, rest = parser.parse_known_args(arguments)
-    description = f"{__doc__}\n--year {{2017,2018}} (default: 2018) comes with the options below."
-    run(isic(options.year), description, rest, script_options=("--year", str(options.year)))
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--year", type=int, choices=RELEASED, default=2018, help="of the challenge (default: 2018)")
+    options = script_options(own, arguments)
+    run(isic(options.year), str(__doc__), arguments, script=(own, options.words))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Write files whole or not at all: a reader, a full disk or Ctrl-C never leaves half a file under its name."""
 
+import errno
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 from PIL import Image
+
+from medseg.errors import RunError
 
 
 @contextmanager
@@ -31,7 +35,31 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        named = OSError(f"cannot write {path}: {error.strerror or error}")
+        named.errno = error.errno  # set afterwards, or it would stand in the message
+        raise named from error
+
+
+def remedy(error: OSError, option: str) -> str:
+    """What to do about an error of writing, for someone who gave the folder as ``option``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"free the disk or choose another {option}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"choose another {option}, where you may write"
+    return f"choose another {option}"
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse an output folder that cannot be one, before anything is computed for it.
+
+    Raises:
+        RunError: If it, or what is there of the folders above it, is a file or may not be written to.
+    """
+    there = next((place for place in (folder, *folder.parents) if place.exists()), Path())
+    if not there.is_dir():
+        raise RunError(f"{option} {folder} cannot be a folder, since {there} is a file; choose another {option}")
+    if not os.access(there, os.W_OK):
+        raise RunError(f"{option} {folder}: you may not write in {there}; choose another {option}")
 
 
 def write_text(path: Path, text: str) -> None:

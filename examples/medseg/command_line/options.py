@@ -2,19 +2,34 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medseg.data.dataset import Benchmark
-from medseg.settings import Settings
+from medseg.settings import ATTENTIONS, LOGGERS, LOSSES, Settings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-def parser(benchmark: Benchmark, description: str, preset: Settings | None = None) -> argparse.ArgumentParser:
-    """The command line of one benchmark; ``preset`` is that of synthetic data, where ``--data`` may be left out."""
+def parser(
+    benchmark: Benchmark,
+    description: str,
+    preset: Settings | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> argparse.ArgumentParser:
+    """The command line of one benchmark.
+
+    Args:
+        benchmark: Its settings are the defaults.
+        description: For ``--help``.
+        preset: Settings for synthetic data, where ``--data`` may be left out.
+        parents: Options of the script itself.
+    """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        parents=list(parents),
     )
     paper = benchmark.settings
 
@@ -26,16 +41,23 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     run.add_argument(
         "--data",
         type=Path,
-        required=preset is None,
         help=f"folder with {benchmark.layout}" + (" (default: generate synthetic phantoms)" if preset else ""),
     )
     out = Path("runs") / benchmark.name
     run.add_argument("--out", type=Path, default=out, help="receives everything (default: %(default)s)")
     run.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=False, help="go on with an interrupted run in --out"
+        "--resume",
+        action="store_true",
+        help="go on with what was interrupted in --out, with the settings and data noted there, or begin",
     )
-    run.add_argument("--overwrite", action="store_true", help="replace a run in --out")
+    run.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     run.add_argument("--config", type=Path, help="settings.json of a run to repeat; other options change it")
+    run.add_argument("--test-only", action="store_true", help="test a finished run in --out again, without training")
+    run.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="keep the last and the best checkpoint of a finished run, four times the size of the network",
+    )
     run.add_argument(
         "--seed",
         type=int_from_0,
@@ -49,11 +71,10 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     )
 
     split = parser.add_argument_group("split")
-    if benchmark.name == "synapse":
+    if benchmark.folds:
         split.add_argument(
             "--cross-validate",
             action=argparse.BooleanOptionalAction,
-            default=False,
             help="train and test every fold, one after another",
         )
         split.add_argument(
@@ -67,7 +88,7 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     if benchmark.name != "acdc":
         split.add_argument(
             "--validation",
-            type=_fraction,
+            type=fraction,
             help="share of the training patients held out for validation where the data names none; 0 for none"
             + default("validation"),
         )
@@ -83,7 +104,7 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     )
     network.add_argument(
         "--attention",
-        choices=("gca", "coord", "cbam", "se", "none"),
+        choices=ATTENTIONS,
         help="attention in every residual block of gca-resunet" + default("attention"),
     )
     network.add_argument("--groups", type=positive_int, help="channel groups of GCA (default: 2)")
@@ -95,6 +116,12 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
         help="attention starts as the identity, and the network as the one without" + default("identity_init"),
     )
     network.add_argument("--encoder", help="encoder of segmentation-models-pytorch" + default("encoder"))
+    network.add_argument(
+        "--encoder-weights",
+        metavar="imagenet",
+        help="download pretrained weights of the encoder; attention then starts as the identity, unless "
+        "--no-identity-init is given (default: random weights, as in the paper)",
+    )
 
     training = parser.add_argument_group("training")
     training.add_argument("--size", type=size, help="side of the square slices" + default("size"))
@@ -105,6 +132,14 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     training.add_argument("--lr", type=_positive_float, help="first learning rate" + default("lr"))
     training.add_argument("--min-lr", type=_positive_float, help="last learning rate" + default("min_lr"))
     training.add_argument("--weight-decay", type=_float_from_0, help="of AdamW" + default("weight_decay"))
+    training.add_argument("--loss", choices=LOSSES, help="terms of the loss" + default("loss"))
+    training.add_argument(
+        "--class-weights",
+        type=_float_from_0,
+        nargs="+",
+        metavar="WEIGHT",
+        help="of the classes in the loss, background first (default: all the same)",
+    )
     training.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, help="augment as in the paper" + default("augment")
     )
@@ -116,12 +151,10 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     )
 
     execution = parser.add_argument_group("execution")
-    execution.add_argument(
-        "--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="(default: %(default)s)"
-    )
-    execution.add_argument("--devices", default="1", help="how many, which (0,2), or auto (default: %(default)s)")
-    execution.add_argument("--nodes", type=positive_int, default=1, help="machines (default: %(default)s)")
-    execution.add_argument("--strategy", default="auto", help="of Lightning, e.g. ddp (default: %(default)s)")
+    execution.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), help="what to compute on (default: auto)")
+    execution.add_argument("--devices", help="how many, which (0,2), or auto (default: 1)")
+    execution.add_argument("--nodes", type=positive_int, help="machines (default: 1)")
+    execution.add_argument("--strategy", help="of Lightning, e.g. ddp (default: auto)")
     execution.add_argument(
         "--workers", type=int_from_0, help="processes that prepare slices (default: 4 with a GPU, else 0)"
     )
@@ -129,7 +162,6 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
     execution.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="torch.compile the network (default: no)",
     )
     execution.add_argument(
@@ -142,6 +174,9 @@ def parser(benchmark: Benchmark, description: str, preset: Settings | None = Non
         "--deterministic",
         action=argparse.BooleanOptionalAction,
         help="the same numbers every time; a GPU is faster without" + default("deterministic"),
+    )
+    execution.add_argument(
+        "--logger", choices=LOGGERS, help="where losses go beside metrics.csv (default: tensorboard)"
     )
     return parser
 
@@ -166,5 +201,5 @@ int_from_0 = _number(int, "a whole number from 0", lambda value: value >= 0)
 _folds = _number(int, "a whole number from 2", lambda value: value >= 2)
 _positive_float = _number(float, "a number above 0", lambda value: value > 0)
 _float_from_0 = _number(float, "a number from 0", lambda value: value >= 0)
-_fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
 size = _number(int, "a whole number from 32", lambda value: value >= 32)

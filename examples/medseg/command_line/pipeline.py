@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -18,19 +19,21 @@ from tqdm import tqdm
 
 import gca
 from medseg.atomic_write import write_json, write_text
-from medseg.command_line.runs import Run, clear_out, prepare_out
+from medseg.command_line.outputs import clear_out, prepare_out
+from medseg.command_line.runs import Request, Run
+from medseg.data.arrays import read_json
 from medseg.data.dataset import Benchmark, Case, DataFingerprint, Split, Synthetic, Volume
 from medseg.errors import DataError, RunError
-from medseg.evaluation.prediction import predict_volume
+from medseg.evaluation.prediction import load_network, predict_volume
 from medseg.evaluation.report import DEFINITIONS, SCHEMA, table
 from medseg.evaluation.scores import best_median_worst, evaluate, headline, mean_dice, summarize
 from medseg.figures.augmentation import draw_augmentation
 from medseg.figures.overlays import draw_overlay
 from medseg.figures.results import draw_bars, draw_curves
-from medseg.settings import Settings
-from medseg.training.network import build_model, check_precision, save_model
+from medseg.settings import Settings, is_first_process
+from medseg.training.network import build_model, check_precision, precision_hint, save_model
 from medseg.training.slices import SliceDataset, Slices, images_per_second
-from medseg.training.trainer import SegmentationTask, is_first_process, train
+from medseg.training.trainer import SegmentationTask, train
 from medseg.training.transforms import Augmentation
 
 
@@ -50,18 +53,28 @@ def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # lives as long as the process
     settings, out = run.settings, run.out
     check_precision(settings.precision, run.execution.accelerator)
+    if run.test_only:
+        test_again(benchmark, run, synthetic)
+        return
     has_checkpoint = prepare_out(run) if first else run.resume and run.last_checkpoint.is_file()
     print("Settings:", ", ".join(f"{name}={value}" for name, value in asdict(settings).items()))
+    if hint := precision_hint(settings.precision, run.execution.accelerator):
+        print(hint)
     L.seed_everything(settings.seed, workers=True, verbose=False)
-    model = build_model(benchmark, settings)
-    slices, split, description = read_data(benchmark, run, synthetic)
+    model = build_model(benchmark, settings, pretrained=not has_checkpoint)
+    split, data = find_data(benchmark, run, synthetic)
+    fingerprint = DataFingerprint()
+    slices = read_slices(benchmark, split, run, fingerprint)
     if run.time_loader:
         print(f"Loading alone: {images_per_second(slices):.0f} images/s")
         return
+    description = describe(split, data, fingerprint, slices)
     title = f"{settings.arch} on {description['name']}\n{split.name}"
     if first:
-        if not run.resume:
-            clear_out(run)
+        if has_checkpoint:
+            check_fingerprint(out, description["fingerprint"])
+        else:
+            clear_out(run, description["fingerprint"])
         write_json(out / "split.json", {part: [case.name for case in cases] for part, cases in split.parts().items()})
         draw_augmentation(benchmark, slices.training, out / "augmentation.png")
 
@@ -73,7 +86,6 @@ def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
         return
     save_model(benchmark, model, settings, out / "model")
     draw_curves(out / "metrics.csv", out / "curves.png", title)
-
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "benchmark": benchmark.name,
@@ -87,29 +99,57 @@ def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
         **({"paper": asdict(benchmark.paper)} if benchmark.paper else {}),
         "environment": environment(task.device),
     }
-    tables = []
-    for part, cases in {"test": split.test, **({"trained_on": split.train} if run.score_training else {})}.items():
-        heading = f"{'test cases' if part == 'test' else 'the cases it was TRAINED on'}; {split.name}"
-        results[part] = score(benchmark, model, cases, settings, out / "overlays" / part, part)
-        tables.append(table(benchmark, results[part]["summary"], f"{description['name']}, {heading}"))
-    draw_bars(benchmark, results["test"]["summary"], out / "bars.png", title)
+    tables = test(benchmark, run, model, split, results)
     seconds = time.perf_counter() - started
     results["duration_seconds"] = {
         "training": round(training_seconds, 1),  # of this process, as all of them: less if the run was resumed
         "total": round(seconds, 1),
         "step": training.seconds_per_step,
     }
-    write_text(out / "table.txt", "\n".join(tables) + "\n")
     write_json(out / "results.json", results)  # the last file: it says that the run is finished
-    print("\n".join(tables))
+    if not run.keep_checkpoints:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    print(tables)
     print(f"{seconds:.0f} s. Numbers in {out / 'results.json'}; curves.png, bars.png, overlays/ beside it.")
 
 
-def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tuple[Slices, Split, dict[str, Any]]:
-    """The slices for training and validation in memory, the split, and a description of both for the results.
+def test(benchmark: Benchmark, run: Run, model: nn.Module, split: Split, results: dict[str, Any]) -> str:
+    """Score the test cases into ``results``, with tables, bars and overlays in the output folder; return the tables."""
+    settings, out, name = run.settings, run.out, results["data"]["name"]
+    tables = []
+    for part, cases in {"test": split.test, **({"trained_on": split.train} if run.score_training else {})}.items():
+        heading = f"{'test cases' if part == 'test' else 'the cases it was TRAINED on'}; {split.name}"
+        results[part] = score(benchmark, model, cases, settings, out / "overlays" / part, part)
+        tables.append(table(benchmark, results[part]["summary"], f"{name}, {heading}"))
+    title = f"{settings.arch} on {name}\n{split.name}"
+    draw_bars(benchmark, results["test"]["summary"], out / "bars.png", title)
+    write_text(out / "table.txt", "\n".join(tables) + "\n")
+    return "\n".join(tables)
 
-    The test cases are read as well, though not kept: damage should stop a run before its training, not after.
-    """
+
+def test_again(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
+    """Score the network of a finished run once more, on the data that it was trained for."""
+    results = read_json(run.out / "results.json")
+    on_gpu = run.execution.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    model = load_network(run.out, device.type).model
+    split, _ = find_data(benchmark, run, synthetic)
+    fingerprint = DataFingerprint()
+    for part, cases in split.parts().items():
+        for case in tqdm(cases, desc=f"Checking {part} cases", disable=None):
+            fingerprint.add(part, case.read())
+    if fingerprint.digest() != results["data"]["fingerprint"]:
+        raise RunError(
+            f"{run.out} was trained and tested on other data than these; give --data the same, or take predict.py"
+        )
+    results["tested_again"] = environment(device)
+    tables = test(benchmark, run, model, split, results)
+    write_json(run.out / "results.json", results)
+    print(f"{tables}\nTested again. Numbers in {run.out / 'results.json'}; bars.png, overlays/ beside it.")
+
+
+def find_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tuple[Split, dict[str, str]]:
+    """The split of the cases, with a name for people and the name of the folder."""
     name, data = benchmark.title, run.data
     if data is None:
         assert synthetic is not None  # the command line demands --data otherwise
@@ -118,14 +158,19 @@ def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tu
         data = synthetic(run.out / "data", run.settings.seed)
     split = benchmark.open(data, run.settings)
     split = split.limited(run.settings.limit) if run.settings.limit else split
-    fingerprint = DataFingerprint()
-    slices = read_slices(benchmark, split, run, fingerprint)
+    return split, {"name": name, "folder": data.resolve().name}
+
+
+def describe(split: Split, data: dict[str, str], fingerprint: DataFingerprint, slices: Slices) -> dict[str, Any]:
+    """A description of the data for the results, printed as well.
+
+    The test cases are read for it, though not kept: damage should stop a run before its training, not after.
+    """
     if is_first_process():
         for case in tqdm(split.test, desc="Checking test cases", disable=None):
             fingerprint.add("test", case.read())
     description: dict[str, Any] = {
-        "name": name,
-        "folder": data.resolve().name,
+        **data,
         "split": split.name,
         "cases": {part: len(cases) for part, cases in split.parts().items()},
         "slices": {"train": len(slices.training), "validation": len(slices.validation)},
@@ -134,8 +179,15 @@ def read_data(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> tu
     }
     for pair in description["duplicates_across_parts"]:
         print("Warning: the same image is in two parts:", ", ".join(f"{case} ({part})" for part, case in pair.items()))
-    print(f"Data: {name}; {split.name}; cases {description['cases']}, slices {description['slices']}")
-    return slices, split, description
+    print(f"Data: {data['name']}; {split.name}; cases {description['cases']}, slices {description['slices']}")
+    return description
+
+
+def check_fingerprint(out: Path, fingerprint: str) -> None:
+    """Refuse to go on with a training on other data than it began with."""
+    noted = Request.noted(out)
+    if noted and noted.fingerprint not in (None, fingerprint):
+        raise RunError(f"cannot resume {out} on other data than it began with; give --data the same, or another --out")
 
 
 def read_slices(benchmark: Benchmark, split: Split, run: Run, fingerprint: DataFingerprint) -> Slices:

@@ -183,6 +183,7 @@ class Benchmark:
             its 99th percentile and scaled to [0, 1]; ``"rgb"``: photographs, which are also jittered in colour and
             scored as images instead of volumes.
         layout: What the data folder holds, for ``--help``.
+        folds: Whether ``open`` divides the patients into folds where the settings ask for one.
         paper: Printed figures to stand beside those of a run; without them, nothing is said about a paper.
     """
 
@@ -194,3 +195,4 @@ class Benchmark:
     intensity: Literal["hu", "min-max", "rgb"]
     layout: str
     paper: Paper | None = None
+    folds: bool = False

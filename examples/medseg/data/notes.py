@@ -33,6 +33,17 @@ def told_once() -> Iterator[None]:
         handler.count_others()
 
 
+@contextmanager
+def untold() -> Iterator[None]:
+    """Say nothing: what is noted here will be noted once more."""
+    handler = logging.NullHandler()
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+
+
 class _Once(logging.Handler):
     def __init__(self) -> None:
         super().__init__()

@@ -123,6 +123,7 @@ SYNAPSE = Benchmark(
         mean={"dice": (86.11, 0.49), "hd95": (18.96, 1.07)},
     ),
     layout="train_npz/, test_vol_h5/ and lists_Synapse/ (see medseg/data/synapse.py)",
+    folds=True,
 )
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.uint8]
@@ -108,6 +107,8 @@ def surface_distances(
     Returns:
         From prediction to truth and from truth to prediction.
     """
+    from scipy.spatial import KDTree  # a second that the command line need not wait for
+
     # Search trees instead of distance transforms: what they cost depends on the surfaces, not on the volume around.
     points = [indices * np.asarray(spacing or 1.0) for indices in (prediction, truth)]
     to_prediction, to_truth = (KDTree(p, balanced_tree=False) for p in points)

@@ -1,6 +1,8 @@
-"""What the training tells Lightning to do beside the steps."""
+"""What the training does beside the steps: write the history, report progress, take the time, stop early."""
 
+import math
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,66 @@ class ProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+def on_terminal() -> bool:
+    """Whether a person looks on, where a bar may move; else, in a file, every epoch is a line."""
+    return sys.stderr.isatty()
+
+
+class EpochReport(L.Callback):
+    """Print a line for every epoch; on a terminal, where there is a bar, for those whose network is kept as the best.
+
+    Args:
+        history: Where the losses are.
+        patience: Knows whether the training stopped early; ``None`` without validation.
+    """
+
+    def __init__(self, history: History, patience: EarlyStopping | None) -> None:
+        self.history, self.patience = history, patience
+        self.started = self.first = 0.0
+        self.done = 0  # epochs in this process
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+        self.first = self.first or self.started
+
+    def on_train_epoch_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        self.done += 1
+        *earlier, row = self.history.rows
+        best = row.get("val_loss", math.inf) < min(
+            (r["val_loss"] for r in earlier if "val_loss" in r), default=math.inf
+        )
+        now, epochs = time.perf_counter(), trainer.max_epochs or 0
+        seconds = now - self.started
+        left = (now - self.first) / self.done * (epochs - trainer.current_epoch - 1)
+        if not trainer.is_global_zero or (on_terminal() and not best):
+            return
+        losses = [f"{name} {row[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in row]
+        note = " (best so far, kept)" if best else " (not better)" if "val_loss" in row else ""
+        line = (
+            f"Epoch {trainer.current_epoch + 1}/{epochs}: {', '.join(losses)}{note}, lr {row['lr']:.2g}, "
+            f"{seconds:.1f} s, {duration(left)} left"
+        )
+        bar = trainer.progress_bar_callback
+        bar.print(line) if bar is not None else print(line, flush=True)
+
+    def on_train_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        if self.patience is None or not self.patience.stopped_epoch or not trainer.is_global_zero:
+            return
+        row = min((row for row in self.history.rows if "val_loss" in row), key=lambda row: row["val_loss"])
+        print(
+            f"Stopped early after epoch {len(self.history.rows)} of {trainer.max_epochs}: {self.patience.patience} "
+            f"validations without improvement (--patience); the best was epoch {row['epoch']:.0f}, "
+            f"val_loss {row['val_loss']:.4f}",
+            flush=True,
+        )
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class Patience(EarlyStopping):

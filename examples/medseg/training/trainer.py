@@ -12,28 +12,27 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from medseg.errors import RunError
-from medseg.settings import Execution, Settings
-from medseg.training.callbacks import History, Patience, ProgressBar, StepTime
-from medseg.training.losses import IGNORE, cross_entropy, dice_loss, dice_sums
+from medseg.settings import Execution, Settings, is_first_process
+from medseg.training.callbacks import EpochReport, History, Patience, ProgressBar, StepTime, on_terminal
+from medseg.training.loggers import make_logger
+from medseg.training.losses import Objective, distributed
 from medseg.training.slices import Slices
 
 MIN_DELTA = 1e-4
 
 
 class SegmentationTask(L.LightningModule):
-    """Train a segmentation network on the unweighted sum of cross-entropy and Dice loss.
+    """Train a segmentation network on one of ``medseg.training.losses.Objective``.
 
     AdamW with a cosine learning rate from ``lr`` to ``min_lr`` over all steps of the training. The validation loss is
     that of all validation slices as one batch, so it does not depend on batches or processes.
 
     Args:
         model: ``(B, 3, S, S)`` -> logits ``(B, classes, S, S)``.
-        settings: Learning rates, weight decay, epochs and seed are used.
+        settings: Loss, learning rates, weight decay, epochs and seed are used.
         steps_per_epoch: For the learning rate. Lightning could tell, but it would have loaders draw from the first
             epoch to find out, even where training is resumed in a later one.
     """
@@ -42,8 +41,9 @@ class SegmentationTask(L.LightningModule):
         super().__init__()
         self.model = model
         self.settings = settings
+        self.objective = Objective(settings.loss, settings.class_weights)
         self.steps = settings.epochs * steps_per_epoch
-        self.sums: list[Tensor] = []
+        self.totals: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
@@ -65,33 +65,25 @@ class SegmentationTask(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
-        logits = self(images)
-        # Processes hold equally many pixels, so DDP's mean of their gradients is right for the cross-entropy. The Dice
-        # loss is no mean over slices: its sums are added up over the processes first.
-        sums = dice_sums(logits, labels)
-        ce = cross_entropy(logits, labels)
-        dice = dice_loss(_sum_over_processes(sums))
-        loss = ce + dice
+        terms = self.objective(self(images), labels)
+        loss = torch.stack(list(terms.values())).sum()
         shared: Any = {"on_step": False, "on_epoch": True, "batch_size": len(images), "sync_dist": True}
         self.log("loss", loss, prog_bar=True, **shared)
-        self.log_dict({"cross_entropy": ce, "dice_loss": dice}, **shared)
+        self.log_dict(terms, **shared)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         images, labels = batch
-        logits = self(images)
-        counted = (labels != IGNORE).sum()
-        total = cross_entropy(logits, labels, reduction="sum")
-        self.sums.append(torch.cat((torch.stack((total, counted)), dice_sums(logits, labels).flatten())).double())
+        self.totals.append(self.objective.totals(self(images), labels))
 
     def on_validation_epoch_end(self) -> None:
-        sums = torch.stack(self.sums).sum(0)
-        self.sums.clear()
-        if _distributed():
-            dist.all_reduce(sums)
-        ce, dice = (sums[0] / sums[1]).float(), dice_loss(sums[2:].view(3, -1)).float()
-        self.log("val_loss", ce + dice, prog_bar=True)
-        self.log_dict({"val_cross_entropy": ce, "val_dice_loss": dice})
+        totals = torch.stack(self.totals).sum(0)
+        self.totals.clear()
+        if distributed():
+            dist.all_reduce(totals)
+        terms, dice = self.objective.terms_of(totals)
+        self.log("val_loss", torch.stack(list(terms.values())).sum(), prog_bar=True)
+        self.log_dict({f"val_{name}": value for name, value in {**terms, "dice": dice}.items()})
 
     def configure_optimizers(self) -> Any:
         lr, decay = self.settings.lr, self.settings.weight_decay
@@ -123,11 +115,13 @@ def train(
 ) -> Training:
     """Train, and leave the network in ``task`` at the best validation loss, or as it ended without validation.
 
-    ``out`` receives ``metrics.csv``, TensorBoard events and ``checkpoints/{last,best}.ckpt``. The last one is written
-    after every epoch; with ``resume`` training goes on from it.
+    ``out`` receives ``metrics.csv``, what the logger writes, and ``checkpoints/{last,best}.ckpt``. The last one is
+    written after every epoch; with ``resume`` training goes on from it. Where there are fewer epochs than from one
+    validation to the next, the last epoch is validated.
     """
     folder = out / "checkpoints"
-    history = History(out / "metrics.csv", settings.validate_every)
+    validate_every = min(settings.validate_every, settings.epochs)
+    history = History(out / "metrics.csv", validate_every)
     best = ModelCheckpoint(
         folder,
         "best",
@@ -141,8 +135,10 @@ def train(
     # which some releases of Lightning heed only when another checkpoint is due.
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     time = StepTime()
-    callbacks = [ProgressBar(), time, history, *([best, patience] if len(slices.validation) else []), last]
-    trainer = make_trainer(settings, execution, callbacks, out, validate=len(slices.validation) > 0)
+    validation: list[L.Callback] = [best, patience] if len(slices.validation) else []
+    report = EpochReport(history, patience if validation else None)
+    callbacks = [*([ProgressBar()] if on_terminal() else []), time, history, *validation, report, last]
+    trainer = make_trainer(settings, execution, callbacks, out, validate_every if validation else None)
     if settings.batch_size % trainer.world_size:
         raise RunError(f"a batch of {settings.batch_size} cannot be divided among {trainer.world_size} processes")
     # Results differ in rounding only, but for dropout, which draws in the order of memory. Reduced precision gains
@@ -174,9 +170,9 @@ def train(
 
 
 def make_trainer(
-    settings: Settings, execution: Execution, callbacks: list[L.Callback], out: Path, *, validate: bool
+    settings: Settings, execution: Execution, callbacks: list[L.Callback], out: Path, validate_every: int | None
 ) -> L.Trainer:
-    """Lightning's trainer, which logs to TensorBoard in ``out`` and keeps what it has to say to itself."""
+    """Lightning's trainer, which keeps what it has to say to itself; ``validate_every``: epochs, ``None`` for never."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # advertisements, and devices that are not used
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # decoded slices are in memory already
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
@@ -193,32 +189,15 @@ def make_trainer(
             deterministic=settings.deterministic,
             sync_batchnorm=torch.cuda.is_available(),
             use_distributed_sampler=False,
-            check_val_every_n_epoch=settings.validate_every,
-            limit_val_batches=1.0 if validate else 0,
+            check_val_every_n_epoch=validate_every or 1,
+            limit_val_batches=1.0 if validate_every else 0,
             num_sanity_val_steps=0,
-            logger=TensorBoardLogger(out, name=None, version="tensorboard"),
+            logger=make_logger(execution.logger, out),
             callbacks=callbacks,
+            enable_progress_bar=on_terminal(),
             default_root_dir=out,
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         asked = f"--accelerator {execution.accelerator} --devices {execution.devices} --strategy {execution.strategy}"
         raise RunError(f"Lightning cannot train with {asked}: {error}") from error
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes and reports; the only one unless several devices train together."""
-    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]  # set by Lightning from the environment
-
-
-def _sum_over_processes(sums: Tensor) -> Tensor:
-    if not _distributed():
-        return sums
-    total = sums.detach().clone()
-    dist.all_reduce(total)
-    # The value of the total, with the gradient that makes DDP's mean over the processes their sum.
-    return total + dist.get_world_size() * (sums - sums.detach())
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
