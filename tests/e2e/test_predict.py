@@ -526,6 +526,8 @@ class TestErrors:
             ),
             ("a.nii.gz", lambda path: nifti(path, np.zeros((4, 4, 2), np.complex64)), "voxels are complex64; wanted"),
             ("a.nii.gz", lambda path: nifti(path, smooth((4, 4, 2))), "from 0 to 1; wanted Hounsfield units"),
+            ("a.nii", lambda path: nifti(path, ct().get_fdata() + 1024), "the rescale intercept is missing"),
+            ("a.nii", lambda path: nifti(path, smooth((9, 9, 3)) * 255), "reduced to 8 bits through some window"),
             ("a.nii", lambda path: flat(save_ct(path)), "the affine .* does not say how the scan lies; repair its"),
             ("a.npz", lambda path: np.savez(path, image=np.full((8, 8), 1.5)), r"from 1\.5 to 1\.5; wanted \[0, 1\]"),
             ("a.npz", lambda path: np.savez(path, image=np.zeros((8, 8, 3))), "no channels last"),
