@@ -14,5 +14,5 @@ class RunError(ValueError):
 def all_of(faults: Sequence[str]) -> DataError:
     """One error for several faults of the data: the first ten in words, the others counted."""
     others = len(faults) - 10
-    lines = [*faults[:10], *([f"and {others} more of this kind or another"] if others > 0 else [])]
+    lines = [*faults[:10], *([f"and {others} more"] if others > 0 else [])]
     return DataError("\n".join([*([f"{len(faults)} faults in the data:"] if len(faults) > 1 else []), *lines]))

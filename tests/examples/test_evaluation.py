@@ -10,6 +10,7 @@ from medseg.data.acdc import ACDC
 from medseg.data.dataset import Benchmark, Case, Labels, Volume
 from medseg.data.isic import isic
 from medseg.evaluation.prediction import predict_volume
+from medseg.evaluation.report import table
 from medseg.evaluation.scores import best_median_worst, evaluate, headline, mean_dice, summarize
 
 TWO = replace(ACDC, classes=("cube", "bar"))
@@ -138,6 +139,18 @@ class TestScans:
             "hd95": pytest.approx(0.1),
             "hd95_strict": pytest.approx(0.2),
         }
+
+    def test_finding_nothing_is_no_distance_of_0(self) -> None:
+        nothing = np.zeros_like(CUBE)
+        summary = summarize(TWO, rows_of((CUBE + BAR, nothing), (CUBE, nothing)))
+        assert summary["mean"]["transunet"]["hd95"] == 0  # by its rule
+        assert headline(TWO, summary) == {"dice": 0, "hd95": None, "hd95_strict": None}
+        (row,) = [line for line in table(TWO, summary, "").splitlines() if line.startswith("mean")]
+        assert row.split() == ["mean", "0.00", "-", "-", "92.64"]
+        partly = summarize(TWO, rows_of((CUBE + BAR, CUBE), (CUBE + BAR, CUBE)))  # never the bar
+        assert headline(TWO, partly)["hd95"] is None
+        once = summarize(TWO, rows_of((CUBE + BAR, CUBE + BAR), (CUBE + BAR, CUBE)))
+        assert headline(TWO, once)["hd95"] == 0
 
     def test_class_that_is_nowhere(self) -> None:
         summary = summarize(TWO, rows_of((CUBE, CUBE)))

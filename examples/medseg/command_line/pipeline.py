@@ -27,7 +27,9 @@ from medseg.errors import DataError, RunError
 from medseg.evaluation.prediction import load_network, predict_volume
 from medseg.evaluation.report import DEFINITIONS, SCHEMA, table
 from medseg.evaluation.scores import best_median_worst, evaluate, headline, mean_dice, summarize
-from medseg.figures.results import draw_augmentation, draw_bars, draw_curves, draw_overlay
+from medseg.figures.augmentation import draw_augmentation
+from medseg.figures.overlays import draw_overlay
+from medseg.figures.results import draw_bars, draw_curves
 from medseg.settings import Settings, is_first_process
 from medseg.training.network import build_model, check_precision, precision_hint, save_model
 from medseg.training.slices import SliceDataset, Slices, images_per_second

@@ -14,7 +14,8 @@ DEFINITIONS = {
     "strict": "HD95: larger of the two directed 95th percentiles of surface distances, in hd95_unit_strict. One empty "
     "mask: Dice 0, HD95 null; two: both null. Nulls are left out of means and counted as missed or invented",
     "transunet": "HD95: 95th percentile of both directed surface distances pooled, in voxels whatever the spacing. "
-    "Predicted but absent: Dice 1, HD95 0; any other empty mask: Dice 0, HD95 0",
+    "Predicted but absent: Dice 1, HD95 0; any other empty mask: Dice 0, HD95 0. Its mean over classes is no headline "
+    "where a class is missed in every case that has it",
     "pooled": "rates over the pixels of all images together, every image weighing the same, as tables on ISIC compute "
     "them; strict: the mean over images of each image's rate. Of several classes, each against all the others",
     "iou": "intersection over union; what tables on ISIC call mIoU obeys Dice = 2 IoU / (1 + IoU), so it is that of "
@@ -98,20 +99,26 @@ def _scan_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
             f"{printed(paper.dice.get(name) if paper else None)}"
         )
     mean, means = summary["mean"], paper.mean if paper else {}
+    transunet = headline(benchmark, summary)["hd95"]
     lines.append(
         f"{'mean':14}{_number(mean['strict']['dice'], 100):>16}{_number(mean['strict']['hd95']):>10}"
-        f"{_number(mean['transunet']['hd95']):>11}{'':16}{printed(means['dice'][0] if 'dice' in means else None)}"
+        f"{_number(transunet):>11}{'':16}{printed(means['dice'][0] if 'dice' in means else None)}"
     )
     theirs = f"; the paper's mean HD95 is {means['hd95'][0]}" if "hd95" in means else ""
     lines.append(f"HD95 strict in {unit}, transunet in voxels{theirs}.")
     return [line.rstrip() for line in lines]
 
 
+def rate_names(benchmark: Benchmark) -> dict[str, str]:
+    """What tables and bars call the rates of pixels, in their order."""
+    iou = "mIoU" if benchmark.paper else "IoU"  # tables on ISIC call it so, see DEFINITIONS
+    return {"iou": iou, "dice": "DSC", "accuracy": "Acc", "specificity": "Spe", "sensitivity": "Sen"}
+
+
 def _photograph_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
-    order = ("iou", "dice", "accuracy", "specificity", "sensitivity")
+    order = rate_names(benchmark)
     classes, mean, paper = summary["classes"], summary["mean"], benchmark.paper
-    iou = "mIoU" if paper else "IoU"  # tables on ISIC call it so, see DEFINITIONS
-    lines = [f"{'%':22}" + "".join(f"{name:>12}" for name in (iou, "DSC", "Acc", "Spe", "Sen"))]
+    lines = [f"{'%':22}" + "".join(f"{name:>12}" for name in order.values())]
     rows = [("pooled over pixels", mean["pooled"]), ("mean over images", mean["strict"])]
     if len(classes) > 1:
         rows = [*((f"{name}, pooled", row["pooled"]) for name, row in classes.items()), *rows]

@@ -1,6 +1,7 @@
 """Pictures of attention: the gates of groups over slices, and how alike the groups are from layer to layer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +14,65 @@ from torch import Tensor
 
 from gca.maps import AxisGates
 from medseg.evaluation.group_similarity import Similarity
+from medseg.figures.view import AS_STORED, View
+
+CAPTION = (
+    "The gate of a position is that of its row (curve on the right) x that of its column (curve above), averaged over\n"
+    "the channels of the group. Colours and curves have one scale in all panels."
+)
 
 
-def draw_layer(gates: AxisGates, shown: Sequence[tuple[str, Tensor]], picture: Path, title: str) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """A slice that is drawn: its name, the image ``(3, S, S)`` that the network saw, and how it is turned."""
+
+    name: str
+    image: Tensor
+    view: View = AS_STORED
+
+
+def draw_layer(gates: AxisGates, shown: Sequence[Shown], picture: Path, title: str) -> None:
     """Draw slices, and beside each the map of every group over it with its rows and columns at the margins.
 
     Args:
         gates: Of the layer on these slices.
-        shown: Name and image ``(3, S, S)`` of every slice.
+        shown: The slices.
         picture: File to write.
         title: Above everything.
     """
     maps, rows, columns = (x.float().cpu().numpy() for x in (gates.maps(), gates.rows(), gates.columns()))
     low, high = _limits(maps)  # one scale for all groups and slices, so that they compare
     edges = _limits(rows, columns)
-    figure = Figure(figsize=(2.3 + 2.8 * gates.groups, 2.5 * len(shown) + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.3 + 2.8 * gates.groups, 2.5 * len(shown) + 1), layout="constrained")
     axes = figure.subplots(len(shown), 1 + gates.groups, squeeze=False)
-    for line, (name, image), of_groups, of_rows, of_columns in zip(axes, shown, maps, rows, columns, strict=True):
-        pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
-        line[0].imshow(pixels)
-        line[0].set_title(name, fontsize=8)
-        line[0].set(xticks=[], yticks=[])
+    for line, one, of_groups, of_rows, of_columns in zip(axes, shown, maps, rows, columns, strict=True):
+        pixels = one.view.turn(one.image.clamp(0, 1).numpy()).transpose(1, 2, 0)
+        _draw_slice(line[0], one, pixels)
         for g, axis in enumerate(line[1:]):
             axis.imshow(pixels)
             side = len(pixels)
             extent = (-0.5, side - 0.5, side - 0.5, -0.5)
             style: dict[str, Any] = {"cmap": "inferno", "vmin": low, "vmax": high, "alpha": 0.6}
-            drawn = axis.imshow(of_groups[g], extent=extent, interpolation="bilinear", **style)
+            drawn = axis.imshow(one.view.turn(of_groups[g]), extent=extent, interpolation="bilinear", **style)
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(f"group {g + 1}", fontsize=8)
-            _draw_margins(axis, of_rows[g], of_columns[g], side, edges)
-    figure.colorbar(drawn, ax=axes, shrink=0.6, label="gate: mean over the channels of the group")
+            rows_shown = of_rows[g][::-1] if -2 in one.view.flipped else of_rows[g]
+            columns_shown = of_columns[g][::-1] if -1 in one.view.flipped else of_columns[g]
+            _draw_margins(axis, rows_shown, columns_shown, side, edges)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30)
+    bar.set_label("gate, mean over the channels of the group", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
+    figure.supxlabel(CAPTION, fontsize=7)
     figure.savefig(picture, dpi=110)
+
+
+def _draw_slice(axis: Axes, shown: Shown, pixels: NDArray[Any]) -> None:
+    axis.imshow(pixels)
+    axis.set_title(shown.name, fontsize=7)
+    axis.set(xticks=[], yticks=[])
+    for place, side in ((0.02, "R"), (0.93, "L")) if shown.view.marked else ():
+        axis.text(place, 0.5, side, color="white", fontsize=8, va="center", transform=axis.transAxes)
 
 
 def _draw_margins(axis: Axes, rows: NDArray[Any], columns: NDArray[Any], side: int, edges: tuple[float, float]) -> None:
@@ -91,5 +118,5 @@ def draw_overview(trained: dict[str, Similarity], before: dict[str, Similarity],
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("correlation between the maps of two groups")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(picture, dpi=110)

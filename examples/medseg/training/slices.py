@@ -57,11 +57,14 @@ class SliceDataset(Dataset[Batch]):
         self.size = size
         self.augmentation = augmentation
         self.slices: list[Batch] = []
+        self.names: list[str] = []
         longest = max(512, 2 * size)
         for case in tqdm(cases, desc=description, disable=None):
             volume = case.read()
             if look is not None:
                 look(volume)
+            count = len(volume.image)
+            self.names += [f"{case.name}, slice {z}" for z in range(count)] if count > 1 else [case.name]
             for image, label in zip(torch.from_numpy(volume.image), torch.from_numpy(volume.label), strict=True):
                 kept = tv.to_dtype(shrink(tv.to_dtype(image, torch.float32, scale=True), longest), image.dtype, True)
                 self.slices.append((kept, shrink(label[None], longest)[0]))

@@ -88,9 +88,12 @@ class Augmentation:
 
     Args:
         size: Side of the square.
-        colour: Also jitter in HSV space: hue, saturation and value are multiplied by numbers in 1 +- 0.1, 1 +- 0.7 and
-            1 +- 0.3. That the hue, too, is multiplied and not shifted is how the U-Net training code works from whose
-            settings those of the paper are (jitter 0.3, padding 128, 0.1, 0.7, 0.3); its text leaves it open.
+        colour: Also jitter in HSV space: the hue is shifted by up to 0.1 of the circle either way, saturation and value
+            are multiplied by numbers in 1 +- 0.7 and 1 +- 0.3. The paper says "hue/saturation/value jittering (hue 0.1,
+            saturation 0.7, value 0.3)" and no more, which allows a shift, as torchvision's ColorJitter has it. The
+            training code from whose settings those of the paper seem to be multiplies the hue: reds lie at both ends of
+            its scale, so of a dark red lesion some pixels hardly change and their neighbours turn by up to 36 degrees,
+            into patches with hard edges.
     """
 
     size: int
@@ -103,7 +106,8 @@ class Augmentation:
         if torch.rand(()) < FLIP:
             image, label = image.flip(-1), label.flip(-1)
         if self.colour:
-            image = jitter_hsv(image, *(1 + (2 * torch.rand(3) - 1) * torch.tensor([HUE, SATURATION, VALUE])).tolist())
+            hue, saturation, value = ((2 * torch.rand(3) - 1) * torch.tensor([HUE, SATURATION, VALUE])).tolist()
+            image = jitter_hsv(image, hue, 1 + saturation, 1 + value)
         top, left = (_between(min(0, self.size - n), max(0, self.size - n)) for n in (h, w))
         return self._paste(image, top, left, IMAGE_PADDING), self._paste(label, top, left, LABEL_PADDING)
 
@@ -123,11 +127,12 @@ class Augmentation:
 
 
 def jitter_hsv(image: Tensor, hue: float, saturation: float, value: float) -> Tensor:
-    """Multiply hue, saturation and value of every pixel; the hue goes around the circle, the others end at 1.
+    """Shift the hue of every pixel around the circle, and multiply saturation and value, which end at 1.
 
     Args:
         image: ``(3, H, W)`` in [0, 1].
-        hue, saturation, value: Factors; 1 changes nothing.
+        hue: Shift, in turns of the circle; 0 changes nothing.
+        saturation, value: Factors; 1 changes nothing.
     """
     red, green, blue = image
     v, which = image.max(0)
@@ -135,7 +140,7 @@ def jitter_hsv(image: Tensor, hue: float, saturation: float, value: float) -> Te
     sector = torch.stack(((green - blue) % (6 * chroma), blue - red + 2 * chroma, red - green + 4 * chroma))
     h = sector.gather(0, which[None])[0] / chroma  # in sixths of the circle, red is 0
     s = chroma / v.clamp_min(1e-6)
-    h, s, v = h * hue, (s * saturation).clamp_max(1), (v * value).clamp_max(1)
+    h, s, v = h + 6 * hue, (s * saturation).clamp_max(1), (v * value).clamp_max(1)
     # Of each channel: 1 where the hue is that of the other side of the circle, 0 in the third around its own.
     k = (h + torch.tensor([5, 3, 1]).view(3, 1, 1)) % 6
     return v - v * s * torch.minimum(k, 4 - k).clamp(0, 1)
