@@ -32,15 +32,16 @@ from studies import DATASETS, SEEDS, STUDIES, VARIANTS
 from timing import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from medseg.command_line.options import positive_int
+from medseg.data.arrays import read_json
 from medseg.errors import DataError, RunError
-from medseg.files import read_json
-from medseg.options import positive_int
-from medseg.precision import check_precision
+from medseg.training.network import check_precision
 
 ROOT = Path(__file__).parents[1]
 OURS = (
     "--data", "--out", "--seed", "--fold", "--cross-validate", "--year", "--resume", "--overwrite", "--config",
-    "--time-loader", "--arch", "--attention", "--groups", "--reduction", "--pool", "--identity-init", "--help", "-h",
+    "--time-loader", "--test-only", "--arch", "--attention", "--groups", "--reduction", "--pool", "--identity-init",
+    "--help", "-h",
 )  # fmt: skip
 PATIENCE = 20  # seconds that trainings have to end when they are asked to
 

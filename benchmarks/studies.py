@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where medseg is
-from medseg.acdc import ACDC
-from medseg.benchmark import Benchmark
-from medseg.isic import isic
-from medseg.synapse import ORGANS, SYNAPSE
+from medseg.data.acdc import ACDC
+from medseg.data.dataset import Benchmark
+from medseg.data.isic import isic
+from medseg.data.synapse import ORGANS, SYNAPSE
 
 Options = Mapping[str, str]
 

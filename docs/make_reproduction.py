@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from ablation_plan import collected_rows
 from ablation_report import content, markdown, protocol_in_words, scale, table
-from medseg.report import spread
+from medseg.evaluation.report import spread
 from studies import DATASETS, REPORTED, STUDIES, runs_of
 from table4 import TABLE_4
 

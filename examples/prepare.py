@@ -16,21 +16,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg import prepare_acdc, prepare_isic, prepare_synapse
+from medseg.command_line.options import int_from_0, positive_int, size
+from medseg.data import acdc, isic, synapse
+from medseg.data.notes import told_once
+from medseg.data.preparation import Release, prepare
 from medseg.errors import DataError
-from medseg.isic import RELEASED
-from medseg.options import int_from_0, positive_int, size
-from medseg.preparation import Release, prepare
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = _parser().parse_args(arguments)
     try:
-        release = _find(options)
-        for warning in release.warnings:
-            print("Warning:", warning, file=sys.stderr)
-        summary = prepare(release, options.out, overwrite=options.overwrite, workers=options.workers)
+        with told_once():
+            release = _find(options)
+            for warning in release.warnings:
+                print("Warning:", warning, file=sys.stderr)
+            summary = prepare(release, options.out, overwrite=options.overwrite, workers=options.workers)
     except DataError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -55,12 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, **style)
     sets = parser.add_subparsers(dest="set", required=True, metavar="{synapse,acdc,isic}", help="and then --help")
     style["parents"] = [common]
-    sets.add_parser("synapse", description=prepare_synapse.__doc__, **style)
-    sets.add_parser("acdc", description=prepare_acdc.__doc__, **style)
-    isic = sets.add_parser("isic", description=prepare_isic.__doc__, **style)
-    isic.add_argument("--year", type=int, choices=RELEASED, default=2018, help="(default: 2018)")
-    isic.add_argument("--size", type=size, default=256, help="side of the square images (default: 256, the paper's)")
-    isic.add_argument(
+    sets.add_parser("synapse", description=synapse.RELEASE, **style)
+    sets.add_parser("acdc", description=acdc.RELEASE, **style)
+    skin = sets.add_parser("isic", description=isic.RELEASE, **style)
+    skin.add_argument("--year", type=int, choices=isic.RELEASED, default=2018, help="(default: 2018)")
+    skin.add_argument("--size", type=size, default=256, help="side of the square images (default: 256, the paper's)")
+    skin.add_argument(
         "--split-seed", type=int_from_0, default=0, help="of the 7:3 split where parts are missing (default: 0)"
     )
     return parser
@@ -73,10 +74,10 @@ def _find(options: argparse.Namespace) -> Release:
     if source.resolve() == options.out.resolve():
         raise DataError("--out is --source; give another folder, the release stays as it is")
     if options.set == "synapse":
-        return prepare_synapse.find_synapse(source)
+        return synapse.find_synapse(source)
     if options.set == "acdc":
-        return prepare_acdc.find_acdc(source)
-    return prepare_isic.find_isic(source, options.year, options.size, options.split_seed)
+        return acdc.find_acdc(source)
+    return isic.find_isic(source, options.year, options.size, options.split_seed)
 
 
 def _report(release: Release, summary: dict[str, Any], out: Path) -> None:

@@ -1,12 +1,12 @@
-"""Train and evaluate GCA-ResUNet on ACDC, in the layout described in ``medseg/acdc.py``.
+"""Train and evaluate GCA-ResUNet on ACDC, in the layout described in ``medseg/data/acdc.py``.
 
 The paper's experiment: ``train_acdc.py --data DIR --seed 10 11 12``.
 """
 
 from collections.abc import Sequence
 
-from medseg.acdc import ACDC
-from medseg.experiment import main as run
+from medseg.command_line.experiment import main as run
+from medseg.data.acdc import ACDC
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

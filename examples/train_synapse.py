@@ -1,17 +1,17 @@
 """Train and evaluate GCA-ResUNet on the Synapse multi-organ set, or on synthetic phantoms of it.
 
 Without ``--data`` a small synthetic abdomen is generated and everything runs on it in a few minutes on a CPU. With
-``--data DIR`` the same runs on real data in the layout described in ``medseg/synapse.py``, with the paper's settings.
-The paper's experiment: ``train_synapse.py --data DIR --cross-validate``.
+``--data DIR`` the same runs on real data in the layout described in ``medseg/data/synapse.py``, with the paper's
+settings. The paper's experiment: ``train_synapse.py --data DIR --cross-validate``.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medseg.experiment import main as run
-from medseg.phantom import write_phantoms
-from medseg.synapse import SYNAPSE
+from medseg.command_line.experiment import main as run
+from medseg.data.phantom import write_phantoms
+from medseg.data.synapse import SYNAPSE
 
 # Small enough for two CPU cores: fewer and smaller slices, and a learning rate at which few steps suffice, though not
 # for augmented slices as well.

@@ -105,7 +105,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "root" / "examples").mkdir(parents=True)
     (tmp_path / "root" / "examples" / "train_acdc.py").write_text(SCRIPT)
     monkeypatch.setattr(ablations, "ROOT", tmp_path / "root")
-    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: False)
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: False)
     return tmp_path / "root"
 
 
@@ -229,7 +229,7 @@ def test_collecting_again_keeps_what_a_row_says_of_its_commit(tmp_path: Path) ->
 
 
 def test_emulated_precision_stops_everything(examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: True)
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: True)
     command = ["--data", "acdc=DIR", "--compact", "--out", str(tmp_path), "--results", str(tmp_path / "results")]
     with pytest.raises(SystemExit, match="error: --precision bf16-mixed on this processor"):
         ablations.main([*command, "--", "--accelerator", "cpu"])

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +16,21 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import nn
 
 import predict
-from medseg.acdc import ACDC, read_acdc
-from medseg.benchmark import Benchmark
-from medseg.evaluation import predict_volume
-from medseg.files import read_image
-from medseg.isic import isic
-from medseg.network import build_model, save_model
-from medseg.nifti import orientation_of, spacing_of, to_slices
-from medseg.prediction import load_network
-from medseg.synapse import SYNAPSE, read_volume
+from medseg.data.acdc import ACDC, read_acdc
+from medseg.data.dataset import Benchmark
+from medseg.data.images import read_image
+from medseg.data.isic import isic
+from medseg.data.nifti import orientation_of, spacing_of, to_slices
+from medseg.data.synapse import SYNAPSE, read_volume
+from medseg.evaluation.inputs import read_use
+from medseg.evaluation.prediction import load_network, predict_volume
+from medseg.training.network import build_model, save_model
+from medseg.training.transforms import as_rgb, fit_square, unfit_square
 from tests.conftest import randomize
 from tests.e2e import commands
 
@@ -35,9 +39,9 @@ Array = np.ndarray[Any, Any]
 Folders = dict[str, Path]
 
 
-def save_network(benchmark: Benchmark, folder: Path, **changes: Any) -> Path:
-    torch.manual_seed(1)
-    settings = replace(benchmark.settings, encoder="tu-resnet10t", size=32, **changes)
+def save_network(benchmark: Benchmark, folder: Path, *, seed: int = 1, **changes: Any) -> Path:
+    torch.manual_seed(seed)
+    settings = replace(benchmark.settings, **{"encoder": "tu-resnet10t", "size": 32, **changes})
     model = randomize(build_model(benchmark, settings))
     (head,) = (module for module in model.segmentation_head.modules() if isinstance(module, nn.Conv2d))
     sample = smooth((3, 32, 32) if benchmark.intensity == "rgb" else (32, 32)).astype(np.float32)
@@ -61,8 +65,8 @@ def run(checkpoint: Path, source: Path, output: Path, *options: object) -> None:
 
 def expected(checkpoint: Path, image: Array) -> Array:
     """What the evaluation predicts for slices (Z, C, H, W)."""
-    network = load_network(checkpoint, "cpu")
-    labels = predict_volume(network.model, image, size=network.size, batch_size=3)
+    use = read_use(checkpoint)
+    labels = predict_volume(load_network(use, "cpu").model, image, size=use.size, batch_size=3)
     assert len(np.unique(labels)) > 1  # constant labels would look the same in any orientation
     return labels
 
@@ -354,6 +358,153 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+class TestReport:
+    def test_what_was_written_and_where_nothing_was_found(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_folder, source = save_network(BENCHMARKS["rgb"], tmp_path / "run"), tmp_path / "in"
+        for name in ("a.JPG", "b.tif"):
+            save_photograph(source / name)
+        for name in ("Thumbs.db", "notes.txt", "._a.JPG"):
+            (source / name).write_bytes(b"left behind")
+        weights = load_file(run_folder / "model" / "model.safetensors")
+        weights["segmentation_head.0.bias"][:] = torch.tensor([100.0, 0])
+        save_file(weights, run_folder / "model" / "model.safetensors")
+        run(run_folder, source, tmp_path / "out", "--overlay", tmp_path / "drawn")
+        printed = capsys.readouterr()
+        assert f"2 files predicted: labels in {tmp_path / 'out'}, overlays in {tmp_path / 'drawn'}" in printed.out
+        assert "Nothing was found in 2 of 2, whose labels are all background: a.JPG, b.tif" in printed.out
+        assert f"Note: {source}: passed over 3 files: notes.txt, ._a.JPG, Thumbs.db" in printed.err
+        assert files_of(tmp_path / "out") == ["a.png", "b.png"]
+
+    def test_photographs_are_predicted_as_they_are_seen(self, runs: Folders, tmp_path: Path) -> None:
+        """The labels of a photograph with an EXIF orientation are those of the one that was turned upright before."""
+        upright = save_photograph(tmp_path / "a.png", 40, 60)
+        tags = Image.Exif()
+        tags[0x0112] = 6
+        Image.fromarray(np.rot90(pixels(upright))).save(tmp_path / "turned.png", exif=tags)
+        for name in ("a", "turned"):
+            run(runs["rgb"], tmp_path / f"{name}.png", tmp_path / f"{name}_mask.png")
+        np.testing.assert_array_equal(pixels(tmp_path / "a_mask.png"), pixels(tmp_path / "turned_mask.png"))
+
+
+class TestAveraging:
+    def test_several_networks_flips_and_probabilities(
+        self, runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Against the mean of the softmax written out."""
+        other = save_network(BENCHMARKS["hu"], tmp_path / "runs" / "seed2", seed=2)
+        shutil.copytree(runs["hu"], tmp_path / "runs" / "seed1")
+        source = save_ct(tmp_path / "scan.nii.gz")
+        output, found = tmp_path / "labels.nii.gz", tmp_path / "p.nii.gz"
+        run(tmp_path / "runs", source, output, "--flips", "horizontal", "--probabilities", found)
+        assert "2 networks are averaged: " in capsys.readouterr().out
+        slices = (np.clip(ct().get_fdata().transpose(2, 1, 0), -125, 275) + 125) / 400
+        image = torch.from_numpy(slices[:, None].astype(np.float32))
+        total = 0
+        for folder in (tmp_path / "runs" / "seed1", other):
+            model = load_network(folder, "cpu").model
+            for mirror in (lambda x: x, lambda x: x.flip(-1)):
+                with torch.no_grad():
+                    logits = mirror(model(mirror(as_rgb(fit_square(image, 32)))))
+                    total = total + unfit_square(logits, *slices.shape[1:]).softmax(1)
+        wanted = (total / 4).permute(3, 2, 0, 1).numpy()  # X, Y, Z, classes
+        written = nibabel.load(found)
+        assert written.get_data_dtype() == np.float32
+        np.testing.assert_allclose(np.asarray(written.dataobj), wanted, atol=1e-5)
+        np.testing.assert_array_equal(written.affine, nibabel.load(source).affine)
+        np.testing.assert_array_equal(np.asarray(nibabel.load(output).dataobj), wanted.argmax(-1))
+
+    def test_smooth_borders_have_no_stairs(self, runs: Folders, tmp_path: Path) -> None:
+        """Enlarged eight times, labels change at every eighth pixel only; enlarged logits change anywhere."""
+        source = save_photograph(tmp_path / "a.png", 256, 256)
+        for name, options in (("blocks", ()), ("smooth", ("--smooth",))):
+            run(runs["rgb"], source, tmp_path / f"{name}.png", *options)
+        for name, only_eighths in (("blocks", True), ("smooth", False)):
+            mask = pixels(tmp_path / f"{name}.png").astype(int)
+            rows = np.flatnonzero(np.diff(mask, axis=0).any(axis=1)) + 1
+            assert (rows % 8 == 0).all() == only_eighths
+        both = [pixels(tmp_path / f"{name}.png") for name in ("blocks", "smooth")]
+        assert (both[0] == both[1]).mean() > 0.9
+
+    def test_arrays_and_photographs_have_probabilities(self, runs: Folders, tmp_path: Path) -> None:
+        source = save_photograph(tmp_path / "a.jpg")
+        run(runs["rgb"], source, tmp_path / "m.png", "--probabilities", tmp_path / "p.npz")
+        np.savez(tmp_path / "slice.npz", image=smooth((30, 40)))
+        run(runs["min-max"], tmp_path / "slice.npz", tmp_path / "l.npz", "--probabilities", tmp_path / "q.npz")
+        for name, shape in (("p", (2, 48, 70)), ("q", (4, 30, 40))):
+            with np.load(tmp_path / f"{name}.npz") as arrays:
+                assert arrays["probabilities"].shape == shape
+                np.testing.assert_allclose(arrays["probabilities"].sum(0), 1, atol=1e-5)
+
+    def test_networks_that_do_not_go_together(self, runs: Folders, tmp_path: Path) -> None:
+        source, output = save_photograph(tmp_path / "a.png"), tmp_path / "m.png"
+        with pytest.raises(SystemExit, match=r"tells background, RV, .* that are averaged must agree"):
+            run(runs["rgb"], source, output, "--checkpoint", runs["rgb"], runs["min-max"])
+        larger = save_network(BENCHMARKS["rgb"], tmp_path / "larger", size=64)
+        with pytest.raises(SystemExit, match=r"takes slices of 64 and .* of 32 pixels; .*pass --smooth"):
+            run(runs["rgb"], source, output, "--checkpoint", runs["rgb"], larger)
+        run(runs["rgb"], source, output, "--smooth", "--checkpoint", runs["rgb"], larger)
+        assert pixels(output).shape == (48, 70)
+
+
+class TestSeries:
+    def test_one_frame(self, runs: Folders, tmp_path: Path) -> None:
+        source = tmp_path / "cine.nii.gz"
+        frames = [(smooth((30, 44, 3), seed) * 900).astype(np.int16) for seed in range(3)]
+        nifti(source, np.stack(frames, -1), np.diag([1.5, 1.25, 8, 1]))
+        nifti(tmp_path / "second.nii.gz", frames[1], np.diag([1.5, 1.25, 8, 1]))
+        run(runs["min-max"], source, tmp_path / "a.nii.gz", "--frame", 2)
+        run(runs["min-max"], tmp_path / "second.nii.gz", tmp_path / "b.nii.gz")
+        one, other = (nibabel.load(tmp_path / f"{name}.nii.gz") for name in "ab")
+        np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+        np.testing.assert_array_equal(one.affine, other.affine)
+        assert one.header.get_zooms() == other.header.get_zooms()
+
+    def test_nan_as_background(self, runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        voxels = ct().get_fdata()
+        voxels[0] = np.nan
+        nifti(tmp_path / "scan.nii", voxels, ct().affine)
+        run(runs["hu"], tmp_path / "scan.nii", tmp_path / "labels.nii", "--fill-nan")
+        assert "120 voxels that are NaN or infinite are taken as background" in capsys.readouterr().err
+        assert nibabel.load(tmp_path / "labels.nii").shape == (40, 30, 4)
+
+    def test_nifti_without_suffix(self, runs: Folders, tmp_path: Path) -> None:
+        save_ct(tmp_path / "in" / "a.nii.gz").rename(tmp_path / "in" / "scan")
+        save_ct(tmp_path / "in" / "b.nii").rename(tmp_path / "in" / "b.img")
+        run(runs["hu"], tmp_path / "in", tmp_path / "out")
+        assert files_of(tmp_path / "out") == ["b.nii.gz", "scan.nii.gz"]
+
+
+def test_mistakes_do_not_wait_for_torch(runs: Folders, tmp_path: Path) -> None:
+    """Collisions, missing runs, wrong suffixes and DICOM are found before anything is loaded."""
+    source = save_photograph(tmp_path / "in" / "a.png").parent
+    save_photograph(source / "a.jpg")
+    (tmp_path / "slice").write_bytes(bytes(128) + b"DICM" + bytes(400))
+    cases = [
+        (runs["rgb"], source, tmp_path / "out", "would be written for"),
+        (tmp_path, source, tmp_path / "out", "no preprocessing.json"),
+        (runs["rgb"], source / "a.png", tmp_path / "out.nii", "are written as .png"),
+        (runs["hu"], tmp_path / "slice", tmp_path / "out.nii", "dcm2niix -z y -o OUT FOLDER"),
+    ]
+    script = (
+        "import sys, predict\n"
+        "for arguments in {!r}:\n"
+        "    try:\n        predict.main(arguments)\n    except SystemExit as error:\n        print(error)\n"
+        "assert 'torch' not in sys.modules, 'torch'"
+    )
+    arguments = [
+        ["--checkpoint", str(checkpoint), "--input", str(entry), "--output", str(output)]
+        for checkpoint, entry, output, _ in cases
+    ]
+    command = [sys.executable, "-c", script.format(arguments)]
+    done = subprocess.run(command, cwd=commands.EXAMPLES, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line, case in zip(done.stdout.splitlines(), cases, strict=True):
+        assert line.startswith("error: ")
+        assert case[-1] in line
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("name", "write", "message"),
@@ -362,11 +513,21 @@ class TestErrors:
             ("a.dcm", lambda path: path.touch(), r"the network is for scans; wanted \.nii\.gz, \.nii, \.npz, \.h5"),
             ("a.png", save_photograph, "the network is for scans; wanted"),
             ("a.nii.gz", lambda path: path.write_bytes(b"\x1f\x8b junk"), "cannot read .*a.nii.gz: .*fetch it again"),
-            ("a.nii.gz", lambda path: nifti(path, np.zeros((4, 4, 2, 3))), r"\(4, 4, 2, 3\); wanted a scan of 3 dim"),
+            (
+                "a.nii.gz",
+                lambda path: nifti(path, np.zeros((4, 4, 2, 3))),
+                r"\(4, 4, 2, 3\), a series of 3 frames",
+            ),
             ("a.nii.gz", lambda path: nifti(path, np.zeros((4, 4))), r"\(4, 4\); wanted a scan of 3 dimensions"),
-            ("a.nii.gz", lambda path: nifti(path, np.full((4, 4, 2), np.nan)), "32 voxels are NaN or infinite"),
+            (
+                "a.nii.gz",
+                lambda path: nifti(path, np.full((4, 4, 2), np.nan)),
+                "32 voxels are NaN or infinite; --fill",
+            ),
             ("a.nii.gz", lambda path: nifti(path, np.zeros((4, 4, 2), np.complex64)), "voxels are complex64; wanted"),
             ("a.nii.gz", lambda path: nifti(path, smooth((4, 4, 2))), "from 0 to 1; wanted Hounsfield units"),
+            ("a.nii", lambda path: nifti(path, ct().get_fdata() + 1024), "the rescale intercept is missing"),
+            ("a.nii", lambda path: nifti(path, smooth((9, 9, 3)) * 255), "reduced to 8 bits through some window"),
             ("a.nii", lambda path: flat(save_ct(path)), "the affine .* does not say how the scan lies; repair its"),
             ("a.npz", lambda path: np.savez(path, image=np.full((8, 8), 1.5)), r"from 1\.5 to 1\.5; wanted \[0, 1\]"),
             ("a.npz", lambda path: np.savez(path, image=np.zeros((8, 8, 3))), "no channels last"),
@@ -395,7 +556,9 @@ class TestErrors:
         with pytest.raises(SystemExit, match=r"the network is for photographs; wanted \.png, \.jpg, \.jpeg"):
             run(runs["rgb"], path, tmp_path / "mask.png")
 
-    @pytest.mark.parametrize(("mode", "message"), [("RGBA", "colour mode RGBA; wanted"), ("I;16", "colour mode I;16")])
+    @pytest.mark.parametrize(
+        ("mode", "message"), [("RGBA", "transparent in places"), ("I;16", "16-bit grey values run")]
+    )
     def test_photographs_have_one_or_three_channels(
         self, runs: Folders, tmp_path: Path, mode: str, message: str
     ) -> None:
@@ -457,7 +620,7 @@ class TestErrors:
         def full(*_: object, **__: object) -> None:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("medseg.prediction.predict_volume", full)
+        monkeypatch.setattr("medseg.evaluation.prediction.predict_volume", full)
         with pytest.raises(SystemExit, match="too little memory; lower --batch-size from 8"):
             run(runs["rgb"], save_photograph(tmp_path / "a.png"), tmp_path / "mask.png")
 

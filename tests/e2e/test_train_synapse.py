@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import gca
-from medseg.phantom import write_phantoms
-from medseg.synapse import ORGANS
+from medseg.data.phantom import write_phantoms
+from medseg.data.synapse import ORGANS
 from tests.e2e.commands import QUICK, call, command, repeatable, results, succeed
 from train_synapse import main
 
@@ -98,6 +98,7 @@ def test_pictures_and_metrics(finished: tuple[Path, str]) -> None:
 def test_the_saved_network_loads(finished: tuple[Path, str]) -> None:
     model = gca.GCAResUNet.from_pretrained(finished[0] / "model").eval()
     assert len(gca.injected(model)) == 4
+    assert not (finished[0] / "checkpoints").exists()  # these are the weights, once
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 9, 32, 32)
 
 
@@ -108,6 +109,9 @@ def test_a_run_is_not_lost_by_accident(finished: tuple[Path, str], phantoms: Pat
         call(main, "--data", phantoms, "--out", out, *QUICK)
     with pytest.raises(SystemExit, match=r"with other settings: lr was 0\.0001, is 0\.1"):
         call(main, "--data", phantoms, "--out", out, *QUICK, "--lr", "0.1", "--resume")
+    with pytest.raises(SystemExit, match="holds a single run, which these runs would mix with"):
+        call(main, "--data", phantoms, "--out", out, *QUICK, "--seed", "1", "2")
+    assert f"{out} is finished" in call(main, "--resume", "--out", out)
     assert repeatable(out) == before
 
 
@@ -119,8 +123,15 @@ def test_a_run_stays_until_there_is_something_to_replace_it(
     with pytest.raises(SystemExit, match="no data folder"):
         call(main, "--data", tmp_path / "nowhere", "--out", out, *QUICK, "--overwrite")
     assert repeatable(out) == repeatable(finished[0])
-    call(main, "--data", phantoms, "--out", out, *QUICK, "--overwrite", "--attention", "none")
+    printed = call(
+        main, "--data", phantoms, "--out", out, *QUICK, "--overwrite", "--attention", "none", "--keep-checkpoints"
+    )
     assert results(out)["attention_layers"] == {}
+    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("Epoch")] == [
+        "Epoch 1/2",
+        "Epoch 2/2",
+    ]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert not (out / "overlays" / "trained_on").exists()  # of the run that was replaced
 
 
@@ -183,15 +194,14 @@ def test_cross_validation_tests_every_case_once(phantoms: Path, tmp_path: Path) 
     ("arguments", "message"),
     [
         (("--data", "nowhere"), "error: no data folder nowhere"),
-        (("--resume",), "error: nothing to resume"),
         (("--resume", "--overwrite"), "give one of them"),
-        (("--encoder", "vgg11"), "error: cannot build the network: no known residual block"),
-        (("--attention", "se", "--groups", "4"), "unexpected keyword argument 'groups'"),
+        (("--resume", "--encoder", "vgg11"), "error: --attention gca cannot be put into --encoder vgg11"),
+        (("--attention", "se", "--groups", "4"), "error: --groups is for --attention gca, not for se"),
         (("--arch", "Unet", "--attention", "gca"), "attention is for --arch gca-resunet, not Unet"),
-        (("--arch", "Ynet"), "error: cannot build the network: .*Ynet"),
+        (("--arch", "Ynet"), "error: there is no --arch Ynet"),
         (("--batch-size", "41"), "error: 40 training slices do not fill one batch of 41"),
         (("--fold", "5"), "error: there is no fold 5 of 4"),
-        (("--cross-validate", "--folds", "6"), "failed; the finished ones are kept"),
+        (("--cross-validate", "--folds", "6"), "error: 5 patients cannot be divided into 6 folds"),
         (("--config", "nowhere.json"), "error: no file nowhere.json"),
     ],
 )

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 import gca
 import visualize
 from gca.maps import AxisGates
-from medseg.acdc import ACDC
-from medseg.benchmark import Benchmark
-from medseg.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
-from medseg.isic import isic
-from medseg.network import build_model, save_model
-from medseg.whole import write_json
+from medseg.atomic_write import write_json
+from medseg.command_line.attention import fitted
+from medseg.data.acdc import ACDC
+from medseg.data.dataset import Benchmark
+from medseg.data.isic import isic
+from medseg.evaluation.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
+from medseg.evaluation.prediction import load_network
+from medseg.training.network import build_model, save_model
 from tests.conftest import randomize
 from tests.e2e import commands
 
@@ -88,8 +90,8 @@ class TestCommand:
         visualized(network, tmp_path, "--data", hearts, "--layers", "*layer2*", "--batch-size", 3)
         (row,) = json.loads((tmp_path / "groups.json").read_text())["layers"]
         with np.load(hearts / "test" / "case_005_volume_ED.npz") as arrays:
-            slices = visualize.fitted(arrays["img"][:, None], 64)
-        model = visualize.load_network(network, "cpu").model
+            slices = fitted(arrays["img"][:, None], 64)
+        model = load_network(network, "cpu").model
         gates = gca.attention_maps(model, slices)[LAYERS[1]]
         assert isinstance(gates, AxisGates)
         h, w = gates.gate_h.double().numpy(), gates.gate_w.double().numpy()
@@ -152,9 +154,9 @@ class TestCommand:
         visualized(network, tmp_path / "out", "--data", hearts, "--layers", LAYERS[1], "--parts", 2)
         (row,) = json.loads((tmp_path / "out" / "groups.json").read_text())["layers"]
         assert (row["groups"], row["channels"]) == (2, 128)
-        model = visualize.load_network(network, "cpu").model
+        model = load_network(network, "cpu").model
         with np.load(hearts / "test" / "case_005_volume_ED.npz") as arrays:
-            slices = visualize.fitted(arrays["img"][:, None], 64)
+            slices = fitted(arrays["img"][:, None], 64)
         gates = gca.attention_maps(model, slices)[LAYERS[1]]
         assert isinstance(gates, AxisGates)
         assert gates.groups == 1
@@ -232,7 +234,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--data", "nowhere"), "no data folder nowhere; give --data a folder"),
+            (("--data", "nowhere"), "no data folder nowhere; give --data the folder"),
             (("--images", "nowhere.npz"), r"no file nowhere\.npz"),
         ],
     )
@@ -302,7 +304,7 @@ class TestSimilarity:
         assert verdict({"": found}, {"": found}).startswith("The maps are the same everywhere")
 
     def test_untrained_is_the_same_architecture_with_other_weights(self, network: Path) -> None:
-        model = visualize.load_network(network, "cpu").model
+        model = load_network(network, "cpu").model
         x = torch.rand(3, 3, 64, 64)
         before = torch.get_rng_state()
         twin, again = untrained(model, [x]), untrained(model, [x])

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.acdc import ACDC, TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
-from medseg.cases import Census
+from medseg.data.acdc import ACDC, TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
+from medseg.data.dataset import DataFingerprint
 from medseg.errors import DataError
 
 SETTINGS = ACDC.settings
@@ -139,17 +139,17 @@ class TestRealData:
         assert numbers["train"] == set(range(1, 101)) - numbers["validation"] - numbers["test"]
 
     def test_counts_and_the_patient_that_is_there_twice(self, test_data: Path) -> None:
-        census, slices = Census(), dict.fromkeys(("train", "validation", "test"), 0)
+        fingerprint, slices = DataFingerprint(), dict.fromkeys(("train", "validation", "test"), 0)
         for part, cases in open_acdc(test_data / "acdc", SETTINGS).parts().items():
             for case in cases:
                 volume = case.read()
-                census.add(part, volume)
+                fingerprint.add(part, volume)
                 slices[part] += len(volume.label)
                 assert volume.image.shape == (len(volume.label), 1, *volume.label.shape[1:])
                 assert part != "test" or set(np.unique(volume.label)) == {0, 1, 2, 3}
         assert {part: slices[part] for part in ("train", "validation")} == {"train": 1304, "validation": 182}
-        assert sum(part == "test" for part, *_ in census.contents) == 40
-        assert census.duplicates() == [
+        assert sum(part == "test" for part, *_ in fingerprint.contents) == 40
+        assert fingerprint.duplicates() == [
             {"train": f"patient074_{phase}", "validation": f"patient076_{phase}"} for phase in ("ED", "ES")
         ]
 

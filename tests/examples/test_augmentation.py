@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medseg.augmentation import Augmentation, jitter_hsv
-from medseg.geometry import IMAGE_PADDING
+from medseg.training.transforms import IMAGE_PADDING, Augmentation, jitter_hsv
 
 
 def augment(augmentation: Augmentation, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -151,7 +150,7 @@ class TestRandomness:
 
 def hsv_by_hand(rgb: list[float], hue: float, saturation: float, value: float) -> tuple[float, float, float]:
     h, s, v = colorsys.rgb_to_hsv(*rgb)
-    return colorsys.hsv_to_rgb(h * hue % 1, min(1, s * saturation), min(1, v * value))
+    return colorsys.hsv_to_rgb((h + hue) % 1, min(1, s * saturation), min(1, v * value))
 
 
 EDGES = [
@@ -169,15 +168,15 @@ EDGES = [
     (0.9, 0.9, 0.1),
 ]
 FACTORS = [
-    (1.0, 1.0, 1.0),
-    (0.9, 1.0, 1.0),
-    (1.1, 1.0, 1.0),
-    (1.0, 0.3, 1.0),
-    (1.0, 1.7, 1.0),
-    (1.0, 1.0, 0.7),
-    (1.0, 1.0, 1.3),
-    (1.1, 1.7, 1.3),
-    (0.93, 0.4, 1.2),
+    (0.0, 1.0, 1.0),
+    (-0.1, 1.0, 1.0),
+    (0.1, 1.0, 1.0),
+    (0.0, 0.3, 1.0),
+    (0.0, 1.7, 1.0),
+    (0.0, 1.0, 0.7),
+    (0.0, 1.0, 1.3),
+    (0.1, 1.7, 1.3),
+    (-0.07, 0.4, 1.2),
 ]
 
 
@@ -198,17 +197,24 @@ class TestColour:
             drawn.append(factors)
             return image
 
-        monkeypatch.setattr("medseg.augmentation.jitter_hsv", note)
+        monkeypatch.setattr("medseg.training.transforms.jitter_hsv", note)
         for seed in range(1000):
             augment(Augmentation(4, colour=True), torch.rand(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8), seed)
         factors = torch.tensor(drawn)
-        for column, reach in zip(factors.T, (0.1, 0.7, 0.3), strict=True):
+        for column, middle, reach in zip(factors.T, (0, 1, 1), (0.1, 0.7, 0.3), strict=True):
             assert (column.min(), column.max()) == (
-                pytest.approx(1 - reach, abs=0.02 * reach),
-                pytest.approx(1 + reach, abs=0.02 * reach),
+                pytest.approx(middle - reach, abs=0.02 * reach),
+                pytest.approx(middle + reach, abs=0.02 * reach),
             )
-            assert column.mean() == pytest.approx(1, abs=0.06 * reach)
+            assert column.mean() == pytest.approx(middle, abs=0.06 * reach)
         assert torch.corrcoef(factors.T).triu(1).abs().max() < 0.12  # drawn independently
+
+    def test_neighbours_in_a_dark_red_lesion_stay_alike(self) -> None:
+        """Their hues lie on either side of red, where a scale from 0 to 1 begins and ends."""
+        reds = torch.tensor([[0.35, 0.10, 0.11], [0.35, 0.11, 0.10]]).T[:, None]
+        for hue in (-0.1, -0.05, 0.05, 0.1):
+            one, other = jitter_hsv(reds, hue, 1, 1).unbind(-1)
+            assert (one - other).abs().max() < 0.03
 
     def test_scans_keep_their_grey_values(self) -> None:
         image = torch.full((1, 64, 64), 0.37)

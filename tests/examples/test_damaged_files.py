@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.acdc import read_acdc
-from medseg.cases import Volume
+from medseg.atomic_write import write_json
+from medseg.data.acdc import read_acdc
+from medseg.data.arrays import LARGEST
+from medseg.data.dataset import Volume
+from medseg.data.images import read_image, read_labels, read_mask, read_photograph
+from medseg.data.scans import read_nifti
+from medseg.data.synapse import read_slice, read_volume
 from medseg.errors import DataError
-from medseg.files import LARGEST, read_image, read_labels, read_mask, read_nifti
-from medseg.isic import read_pair
-from medseg.synapse import read_slice, read_volume
-from medseg.whole import write_json
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((3, 12, 10)).astype(np.float32)
@@ -190,7 +191,7 @@ def test_jpeg(tmp_path: Path) -> None:
     whole, path = picture(PHOTOGRAPH, "JPEG"), tmp_path / "image.jpg"
 
     def read(path: Path) -> Volume:
-        return read_pair(path, tmp_path / "mask.png")
+        return read_photograph(path, tmp_path / "mask.png")
 
     right, refused = outcome(path, whole, read), 0
     for content in damaged(whole, 300):
@@ -380,21 +381,6 @@ class TestPictures:
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, MASK // 255)
 
-    @pytest.mark.parametrize(
-        ("pixels", "message"),
-        [
-            (PHOTOGRAPH, "mask has colour mode RGB; wanted one channel"),
-            (np.dstack((PHOTOGRAPH, MASK)), "mask has colour mode RGBA"),
-            (MASK.astype(np.uint16) * 257, "mask has colour mode I;16"),
-            (MASK // 255 * 128, r"mask has values \[0, 128\]; wanted 0 and 255"),
-            (PHOTOGRAPH[..., 0], r"mask has values \[0, 4, 8, 12, 16, 20, 24, 28\] and 32 more"),
-        ],
-    )
-    def test_bad_masks(self, tmp_path: Path, pixels: np.ndarray, message: str) -> None:
-        Image.fromarray(pixels).save(tmp_path / "mask.png")
-        with pytest.raises(DataError, match=message):
-            read_mask(tmp_path / "mask.png")
-
     @pytest.mark.parametrize("mode", ["L", "P"])
     def test_labels_are_the_numbers_in_the_file(self, tmp_path: Path, mode: str) -> None:
         classes = (MASK // 255 + (PHOTOGRAPH[..., 0] > 80)).astype(np.uint8)
@@ -406,26 +392,25 @@ class TestPictures:
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, classes)
 
-    def test_labels_in_colours_are_refused(self, tmp_path: Path) -> None:
-        Image.fromarray(PHOTOGRAPH).save(tmp_path / "labels.png")
-        with pytest.raises(DataError, match=r"labels.png: labels have colour mode RGB; wanted .* the numbers of"):
-            read_labels(tmp_path / "labels.png")
-
-    @pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK", "I;16", "1"])
-    def test_photographs_of_other_kinds(self, tmp_path: Path, mode: str) -> None:
-        path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-        image = Image.fromarray(MASK.astype(np.uint16)) if mode == "I;16" else Image.fromarray(MASK).convert(mode)
-        image.save(path)
-        with pytest.raises(DataError, match=f"colour mode {mode}; wanted an 8-bit RGB or grey image without alpha"):
-            read_image(path)
-
     def test_grey_photograph(self, tmp_path: Path) -> None:
         Image.fromarray(MASK).save(tmp_path / "image.png")
         np.testing.assert_array_equal(read_image(tmp_path / "image.png"), np.dstack((MASK, MASK, MASK)))
 
     def test_other_formats_are_refused_whatever_their_name(self, tmp_path: Path) -> None:
-        for format in ("TIFF", "GIF", "BMP", "PPM"):
+        for format in ("PPM", "WEBP", "ICO", "JPEG2000"):
             assert outcome(tmp_path / "image.png", picture(MASK, format), read_image) is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, on damaged tags
+@pytest.mark.parametrize("format", ["TIFF", "BMP", "GIF"])
+def test_formats_without_checksums(tmp_path: Path, format: str) -> None:
+    """Damage to values shows nowhere; what is read is an image."""
+    whole, path, refused = picture(PHOTOGRAPH, format), tmp_path / "image.png", 0
+    for content in damaged(whole, 300):
+        found = outcome(path, content, read_image)
+        refused += found is None
+        assert found is None or (found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3)
+    assert refused > 50
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -440,7 +425,7 @@ class TestWriting:
         path = tmp_path / "results.json"
         write_json(path, {"epochs": 1})
         limited = (
-            "import resource, signal, sys; from pathlib import Path; from medseg.whole import write_json\n"
+            "import resource, signal, sys; from pathlib import Path; from medseg.atomic_write import write_json\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
             "try:\n    write_json(Path(sys.argv[1]), list(range(10_000)))\nexcept OSError as error:\n    print(error)"
         )

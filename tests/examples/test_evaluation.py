@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medseg.acdc import ACDC
-from medseg.benchmark import Benchmark
-from medseg.cases import Case, Labels, Volume
-from medseg.evaluation import evaluate, predict_volume
-from medseg.isic import isic
-from medseg.summary import headline, mean_dice, summarize, telling_cases
+from medseg.data.acdc import ACDC
+from medseg.data.dataset import Benchmark, Case, Labels, Volume
+from medseg.data.isic import isic
+from medseg.evaluation.prediction import predict_volume
+from medseg.evaluation.report import table
+from medseg.evaluation.scores import best_median_worst, evaluate, headline, mean_dice, summarize
 
 TWO = replace(ACDC, classes=("cube", "bar"))
 LESIONS = isic(2018)
@@ -140,6 +140,18 @@ class TestScans:
             "hd95_strict": pytest.approx(0.2),
         }
 
+    def test_finding_nothing_is_no_distance_of_0(self) -> None:
+        nothing = np.zeros_like(CUBE)
+        summary = summarize(TWO, rows_of((CUBE + BAR, nothing), (CUBE, nothing)))
+        assert summary["mean"]["transunet"]["hd95"] == 0  # by its rule
+        assert headline(TWO, summary) == {"dice": 0, "hd95": None, "hd95_strict": None}
+        (row,) = [line for line in table(TWO, summary, "").splitlines() if line.startswith("mean")]
+        assert row.split() == ["mean", "0.00", "-", "-", "92.64"]
+        partly = summarize(TWO, rows_of((CUBE + BAR, CUBE), (CUBE + BAR, CUBE)))  # never the bar
+        assert headline(TWO, partly)["hd95"] is None
+        once = summarize(TWO, rows_of((CUBE + BAR, CUBE + BAR), (CUBE + BAR, CUBE)))
+        assert headline(TWO, once)["hd95"] == 0
+
     def test_class_that_is_nowhere(self) -> None:
         summary = summarize(TWO, rows_of((CUBE, CUBE)))
         assert summary["classes"]["bar"]["strict"] == {
@@ -153,7 +165,7 @@ class TestScans:
         rows = rows_of((NOTHING, NOTHING))
         assert summarize(TWO, rows)["mean"]["strict"] == {"dice": None, "hd95": None}
         assert mean_dice(rows[0]) is None
-        assert telling_cases(rows) == {}
+        assert best_median_worst(rows) == {}
 
     def test_unit_of_distances(self) -> None:
         with_spacing, without = rows_of((CUBE, HALF)), rows_of((CUBE, HALF), spacing=None)
@@ -173,9 +185,9 @@ class TestScans:
         ([None], {}),
     ],
 )
-def test_telling_cases(dice: list[float | None], telling: dict[str, str]) -> None:
+def test_best_median_worst(dice: list[float | None], telling: dict[str, str]) -> None:
     rows = [{"case": f"case{n}", "classes": {"one": {"strict": {"dice": value}}}} for n, value in enumerate(dice)]
-    assert telling_cases(rows) == telling
+    assert best_median_worst(rows) == telling
 
 
 class TestPhotographs:
@@ -229,4 +241,4 @@ class TestPhotographs:
         assert row["strict"]["specificity"] == {"mean": None, "std": None}  # there is no healthy skin
         assert summary["mean"]["pooled"]["specificity"] is None
         assert summary["mean"]["pooled"]["sensitivity"] == 0.5
-        assert telling_cases(rows) == {"best": "1", "worst": "0"}
+        assert best_median_worst(rows) == {"best": "1", "worst": "0"}

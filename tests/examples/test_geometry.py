@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg.geometry import IMAGE_PADDING, as_rgb, fit_square, resize, shrink, unfit_square
+from medseg.training.transforms import IMAGE_PADDING, as_rgb, fit_square, resize, shrink, unfit_square
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (101, 122), (122, 101), (40, 200), (1, 9), (9, 1), (1, 1)])

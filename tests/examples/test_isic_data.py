@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medseg.data.images import read_photograph
+from medseg.data.isic import RELEASED, isic, open_isic
 from medseg.errors import DataError
-from medseg.isic import RELEASED, isic, open_isic, read_pair
-from medseg.slices import Draw, SliceDataset
+from medseg.training.slices import Draw, SliceDataset
 
 SETTINGS = isic(2018).settings
 
@@ -78,7 +79,7 @@ class TestSplit:
         with pytest.raises(DataError, match=f"{names[4]} is in train and in validation"):
             open_isic(tmp_path, SETTINGS, 2018)
         (tmp_path / "splits" / "val.txt").write_text("ISIC_9999999\n")
-        with pytest.raises(DataError, match=r"2 of 2 files named in .*val.txt are missing, first .*ISIC_9999999.jpg"):
+        with pytest.raises(DataError, match=r"1 of 1 files named in .*val.txt are missing, first .*ISIC_9999999.jpg"):
             open_isic(tmp_path, SETTINGS, 2018)
         (tmp_path / "splits" / "val.txt").unlink()
         with pytest.raises(DataError, match=r"no list .*val.txt; it names one image of images/"):
@@ -99,7 +100,7 @@ class TestSplit:
         with pytest.raises(DataError, match="holds neither"):
             open_isic(tmp_path, SETTINGS, 2018)
         (tmp_path / "images").mkdir()
-        with pytest.raises(DataError, match=r"images holds no \.jpg"):
+        with pytest.raises(DataError, match=r"images holds no image: \.png, \.jpg"):
             open_isic(tmp_path, SETTINGS, 2018)
 
     def test_missing_masks(self, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ class TestSplit:
         masks = folder / RELEASED[2018]["validation"][1]
         (masks / "ISIC_0000103_segmentation.png").unlink()
         with pytest.raises(
-            DataError, match=r"1 of 20 files named in .*Validation_Input are missing, first .*0000103_seg"
+            DataError, match=r"1 of 10 images named in .*Validation_Input have no mask in .*, first .*0000103_seg"
         ):
             open_isic(folder, SETTINGS, 2018)
 
@@ -115,7 +116,7 @@ class TestSplit:
 class TestReading:
     def test_pair(self, tmp_path: Path) -> None:
         name = write_pair(tmp_path, tmp_path, 3, (30, 40))
-        volume = read_pair(tmp_path / f"{name}.jpg", tmp_path / f"{name}_segmentation.png")
+        volume = read_photograph(tmp_path / f"{name}.jpg", tmp_path / f"{name}_segmentation.png")
         assert (volume.case, volume.spacing) == (name, None)
         assert (volume.image.shape, volume.image.dtype) == ((1, 3, 30, 40), np.uint8)
         np.testing.assert_array_equal(volume.image[0].transpose(1, 2, 0), Image.open(tmp_path / f"{name}.jpg"))
@@ -126,7 +127,7 @@ class TestReading:
     def test_sizes_that_differ_are_refused(self, tmp_path: Path) -> None:
         one, other = (write_pair(tmp_path, tmp_path, n, shape) for n, shape in ((1, (30, 40)), (2, (40, 30))))
         with pytest.raises(DataError, match=r"0001.jpg is \(30, 40\) but .*0002_segmentation.png is \(40, 30\)"):
-            read_pair(tmp_path / f"{one}.jpg", tmp_path / f"{other}_segmentation.png")
+            read_photograph(tmp_path / f"{one}.jpg", tmp_path / f"{other}_segmentation.png")
 
     def test_mixed_sizes_make_batches(self, tmp_path: Path) -> None:
         split = open_isic(release(tmp_path, 2018, count=8), SETTINGS, 2018)

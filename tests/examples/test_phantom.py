@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from medseg.phantom import SHAPE, make_phantom, write_phantoms
-from medseg.synapse import ORGANS, SYNAPSE
+from medseg.data.phantom import SHAPE, make_phantom, write_phantoms
+from medseg.data.synapse import ORGANS, SYNAPSE
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,11 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
 import prepare
-from medseg.acdc import TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
-from medseg.benchmark import Settings
-from medseg.cases import Split, Volume
-from medseg.isic import RELEASED, open_isic
-from medseg.prepare_synapse import TEST_CASES, TRAINING_CASES
-from medseg.synapse import ORGANS, open_synapse
+from medseg.data.acdc import TEST_PATIENTS, VALIDATION_PATIENTS, open_acdc, read_acdc
+from medseg.data.dataset import Split, Volume
+from medseg.data.isic import RELEASED, open_isic
+from medseg.data.synapse import ORGANS, TEST_CASES, TRAINING_CASES, open_synapse
+from medseg.settings import Settings
 
 SETTINGS = Settings(validation=0)
 SPACING = (0.8, 0.9, 3.0)  # x, y, z
@@ -201,7 +200,11 @@ SYNAPSE_FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda p: replace_voxels(p, lambda v: (v > 0).astype(np.float32)),
         r"wanted Hounsfield units",
     ),
-    "no intercept": ("img", lambda p: replace_voxels(p, lambda v: v + 1024), r"nothing below -125.*intercept missing"),
+    "no intercept": (
+        "img",
+        lambda p: replace_voxels(p, lambda v: v + 1024),
+        r"nothing is below 0, so the rescale intercept is missing",
+    ),
 }
 
 
@@ -412,7 +415,10 @@ class TestIsic:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda s: next(s.glob("*GroundTruth/*")).unlink(), r"files named in .* are missing, first .*png"),
+            (
+                lambda s: next(s.glob("*GroundTruth/*")).unlink(),
+                r"1 of 6 images named in .* have no mask in .*, first .*_segmentation",
+            ),
             (lambda s: truncate(next(s.glob("*Input/*"))), r"cannot read .*\.jpg"),
             (
                 lambda s: Image.fromarray(np.zeros((9, 9), np.uint8)).save(next(s.glob("*GroundTruth/*"))),
@@ -494,7 +500,7 @@ class TestRuns:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("medseg.prepare_synapse.write_npz", interrupt)
+        monkeypatch.setattr("medseg.data.synapse.write_npz", interrupt)
         source, out = write_btcv(tmp_path / "btcv"), tmp_path / "out"
         with pytest.raises(SystemExit, match="interrupted; give the command again"):
             run("synapse", source, out)
@@ -533,9 +539,130 @@ class TestRuns:
         with pytest.raises(SystemExit, match=r"error: cannot write .*file: File exists; free the disk or choose"):
             run("synapse", source, tmp_path / "file")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(SystemExit, match=r"no case for lists_Synapse/train.txt and lists_Synapse/test_vol.txt"):
+        with pytest.raises(
+            SystemExit, match=r"no imgNNNN.nii.gz of the split below .*empty; give --source the extracted"
+        ):
             run("synapse", tmp_path / "empty", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestReleasesAsTheyAre:
+    """What other systems, other copies and other hands make of a release."""
+
+    def test_all_faults_are_named_at_once(self, tmp_path: Path) -> None:
+        patients = (1, 2, 3, 4, 5, 6, 7, 19)
+        source = write_acdc(tmp_path / "acdc", patients)
+        for patient in patients:
+            for frame in ("01", "12"):
+                truncate(source / f"training/patient{patient:03d}/patient{patient:03d}_frame{frame}.nii.gz")
+        with pytest.raises(SystemExit) as error:
+            run("acdc", source, tmp_path / "out", "--workers", "2")
+        first, *lines, last = str(error.value).splitlines()
+        assert first == "error: 16 faults in the data:"
+        assert len(lines) == 10
+        assert all("cannot read" in line for line in lines)
+        assert len({line.split(":")[0] for line in lines}) == 10
+        assert last == "and 6 more"
+
+    def test_all_missing_files_are_named_at_once(self, tmp_path: Path) -> None:
+        source = write_acdc(tmp_path / "acdc")
+        for name in ("patient001/patient001_frame01.nii.gz", "patient019/Info.cfg"):
+            (source / "training" / name).unlink()
+        with pytest.raises(SystemExit, match=r"(?s)2 faults.*no file .*patient001_frame01.*no file .*patient019/Info"):
+            run("acdc", source, tmp_path / "out")
+        source = write_btcv(tmp_path / "btcv", (1, 5, 6))
+        for name in ("img/img0005", "label/label0006"):
+            (source / f"RawData/Training/{name}.nii.gz").unlink()
+        with pytest.raises(SystemExit, match=r"(?s)2 faults in the data:.*no img0005.nii.gz.*no label0006.nii.gz"):
+            run("synapse", source, tmp_path / "out")
+
+    def test_left_behind_and_in_capitals(self, tmp_path: Path) -> None:
+        source = write_acdc(tmp_path / "acdc")
+        (source / "__MACOSX/training/patient001").mkdir(parents=True)
+        (source / "training/patient001/._patient001_frame01.nii.gz").write_bytes(b"\0\5\x16\7")
+        for name in ("patient001_frame01.nii.gz", "Info.cfg"):
+            path = source / "training/patient001" / name
+            path.rename(path.with_name(name.replace(".nii.gz", ".NII.GZ").replace("Info", "INFO")))
+        info = source / "training/patient002/Info.cfg"
+        info.write_bytes(b"\xef\xbb\xbf" + info.read_bytes().replace(b"\n", b"\r\n"))
+        run("acdc", source, tmp_path / "out")
+        assert len(contents(open_acdc(tmp_path / "out", SETTINGS))) == 6
+
+        source = write_btcv(tmp_path / "btcv")
+        (source / "__MACOSX").mkdir()
+        (source / "__MACOSX/img0001.nii.gz").write_bytes(b"x")
+        image = source / "RawData/Training/img/img0001.nii.gz"
+        image.rename(image.with_name("IMG0001.NII.GZ"))
+        run("synapse", source, tmp_path / "abdomen")
+        assert len(contents(open_synapse(tmp_path / "abdomen", SETTINGS))) == 2
+
+    @pytest.mark.parametrize("nested", ["release", ""])
+    def test_images_one_folder_deeper(self, tmp_path: Path, nested: str, capsys: pytest.CaptureFixture[str]) -> None:
+        source = write_isic(tmp_path / "isic" / nested, 2018, {"train": 6})
+        images = source / RELEASED[2018]["train"][0]
+        if not nested:  # unpacked into a folder of its own name
+            (source / "inner").mkdir()
+            images.rename(source / "inner" / images.name)
+            (source / "inner").rename(images)
+            images = images / images.name
+        first, second, *_ = sorted(images.iterdir())
+        first.rename(first.with_suffix(".JPG"))
+        second.rename(second.with_suffix(".jpeg"))
+        (images / ".DS_Store").touch()
+        (images / "._ISIC_0000003.jpg").write_bytes(b"\0\5\x16\7")
+        run("isic", tmp_path / "isic", tmp_path / "out", "--size", "32")
+        assert len(contents(open_isic(tmp_path / "out", SETTINGS, 2018))) == 6
+        assert "passed over 2 files: .DS_Store, ._ISIC_0000003.jpg" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("dataset", "message"),
+        [
+            ("acdc", r"no patientNNN folder below .*; give --source the extracted ACDC release"),
+            ("synapse", r"no imgNNNN.nii.gz of the split below .*; give --source the extracted BTCV release"),
+            ("isic", r"holds neither ISIC2018_Task1-2_Training_Input/ nor images/; give --source the folder"),
+        ],
+    )
+    def test_the_wrong_release(self, tmp_path: Path, dataset: str, message: str) -> None:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/readme.txt").write_text("something else")
+        with pytest.raises(SystemExit, match=message) as error:
+            run(dataset, tmp_path / "other", tmp_path / "out")
+        assert "--data" not in str(error.value)
+
+    def test_patients_without_labels_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "testing/patient101").mkdir(parents=True)
+        with pytest.raises(SystemExit, match=r"no patientNNN folder below .*, with a number up to 100; give"):
+            run("acdc", tmp_path, tmp_path / "out")
+
+    def test_web_pages_in_place_of_images(self, tmp_path: Path) -> None:
+        source = write_isic(tmp_path / "isic", 2018, {"train": 6})
+        for path in sorted((source / RELEASED[2018]["train"][0]).iterdir())[:2]:
+            path.write_bytes(b"<!DOCTYPE html><html>404")
+        with pytest.raises(SystemExit, match=r"(?s)2 faults.*_0000000.jpg: it is a web page.*_0000001.jpg") as error:
+            run("isic", source, tmp_path / "out", "--size", "32")
+        assert "object at" not in str(error.value)
+        assert "0x" not in str(error.value)
+
+    def test_labels_that_were_remapped_already(self, tmp_path: Path) -> None:
+        source = write_btcv(tmp_path / "btcv")
+        path = source / "RawData/Training/label/label0005.nii.gz"
+        replace_voxels(path, lambda v: np.clip(v, 0, 8))
+        with pytest.raises(SystemExit, match=r"label0005.nii.gz has labels up to 8 and none of .* 9 to 13: they seem"):
+            run("synapse", source, tmp_path / "out")
+
+    def test_a_header_that_does_not_say_how_a_scan_lies(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = write_btcv(tmp_path / "btcv")
+        path = source / "RawData/Training/img/img0005.nii.gz"
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[252:256] = bytes(4)
+        path.write_bytes(gzip.compress(bytes(content)))
+        label = source / "RawData/Training/label/label0005.nii.gz"
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(nibabel.load(label).dataobj), image.affine), label)
+        run("synapse", source, tmp_path / "out")
+        assert "img0005.nii.gz: the header does not say how the scan lies" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dataset", ["synapse", "acdc", "isic"])

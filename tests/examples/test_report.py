@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from medseg.acdc import ACDC
-from medseg.benchmark import Benchmark, Paper
-from medseg.cases import Case, Volume
-from medseg.evaluation import evaluate
-from medseg.isic import isic
-from medseg.pictures import draw_bars
-from medseg.report import collect, table, table_of_runs
-from medseg.summary import summarize
+from medseg.data.acdc import ACDC
+from medseg.data.dataset import Benchmark, Case, Paper, Volume
+from medseg.data.isic import isic
+from medseg.evaluation.report import collect, table, table_of_runs
+from medseg.evaluation.scores import evaluate, summarize
+from medseg.figures.results import draw_bars
 
 TWO = ("circle", "square")
 SCANS = replace(ACDC, classes=TWO, paper=None)

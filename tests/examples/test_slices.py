@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from medseg.augmentation import Augmentation
-from medseg.cases import Case, Volume
-from medseg.geometry import IMAGE_PADDING
-from medseg.slices import IGNORE, Draw, EpochSampler, SliceDataset, Slices
+from medseg.data.dataset import Case, Volume
+from medseg.training.slices import IGNORE, Draw, EpochSampler, SliceDataset, Slices
+from medseg.training.transforms import IMAGE_PADDING, Augmentation
 
 
 def read(name: str, kind: str, shape: tuple[int, int], slices: int = 3) -> Volume:

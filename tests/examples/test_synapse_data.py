@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from medseg.data.phantom import SHAPE, make_phantom, write_phantoms
+from medseg.data.synapse import SYNAPSE, open_synapse, read_slice, read_volume
 from medseg.errors import DataError
-from medseg.phantom import SHAPE, make_phantom, write_phantoms
-from medseg.slices import Draw, SliceDataset
-from medseg.synapse import SYNAPSE, open_synapse, read_slice, read_volume
+from medseg.training.slices import Draw, SliceDataset
 
 SETTINGS = SYNAPSE.settings
 
@@ -189,7 +189,10 @@ class TestFolder:
         ("content", "message"),
         [
             (b"\n", "train.txt is empty"),
-            (b"\xff\xfe\x00case", "cannot read .*train.txt: .*wanted a text file that names one file of train_npz/"),
+            (
+                b"\xff\xfe\x00case",
+                "cannot read .*train.txt: .*wanted a text file in UTF-8 that names one file of train_npz/",
+            ),
             (
                 b"case0000_slice000\ncase0000_slice001\ncase0000_slice000\n",
                 r"names \['case0000_slice000'\] more than once",

@@ -1,6 +1,7 @@
 """Schedule, validation, early stopping and resuming, on a network of one convolution."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,15 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.augmentation import Augmentation
-from medseg.benchmark import Settings
-from medseg.cases import Case, Volume
+from medseg.data.dataset import Case, Volume
 from medseg.errors import RunError
-from medseg.losses import cross_entropy, dice_loss, dice_sums
-from medseg.precision import check_precision
-from medseg.runs import Execution
-from medseg.slices import Draw, SliceDataset, Slices
-from medseg.training import SegmentationTask, Training, train
+from medseg.settings import Execution, Settings
+from medseg.training.callbacks import duration
+from medseg.training.loggers import make_logger
+from medseg.training.losses import cross_entropy, dice_loss, dice_sums
+from medseg.training.network import check_precision, precision_hint
+from medseg.training.slices import Draw, SliceDataset, Slices
+from medseg.training.trainer import SegmentationTask, Training, train
+from medseg.training.transforms import Augmentation
 
 SETTINGS = Settings(size=32, batch_size=4, epochs=6, lr=1e-2, min_lr=1e-4, validate_every=2, deterministic=False)
 CPU = Execution(accelerator="cpu")
@@ -111,6 +113,88 @@ def test_cosine_learning_rate_validation_and_best_checkpoint(run: Train, tmp_pat
     assert float(loss) == pytest.approx(training.best_val_loss, rel=1e-5)
 
 
+def test_too_few_epochs_for_a_validation_validate_the_last(run: Train, tmp_path: Path) -> None:
+    _, training = run(replace(SETTINGS, epochs=3, validate_every=5))
+    assert training.best_epoch == 3
+    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    assert list(metrics["val_loss"].notna()) == [False, False, True]
+    assert metrics["val_dice"].between(0, 1).iloc[-1]
+
+
+def test_without_a_terminal_every_epoch_is_a_line(run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run(replace(SETTINGS, epochs=4))
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert "\r" not in output.out + output.err
+    assert [line.split(":")[0] for line in lines] == [f"Epoch {epoch}/4" for epoch in (1, 2, 3, 4)]
+    number = r"\d+\.\d{4}"
+    assert re.fullmatch(rf"Epoch 1/4: loss {number}, lr 0\.0086, \d+\.\d s, 0:00:\d\d left", lines[0])
+    assert re.fullmatch(
+        rf"Epoch 2/4: loss {number}, val_loss {number}, val_dice {number} \(best so far, kept\), .*", lines[1]
+    )
+    assert lines[3].endswith("0:00:00 left")
+
+
+def test_on_a_terminal_there_is_a_bar_and_a_line_when_the_network_is_kept(
+    run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medseg.training.callbacks.on_terminal", lambda: True)
+    monkeypatch.setattr("medseg.training.trainer.on_terminal", lambda: True)
+    run(replace(SETTINGS, epochs=2))
+    output = capsys.readouterr()
+    both = output.out + output.err
+    assert "Epoch 1:" in both  # of the bar, whose epochs begin at 0
+    assert "val_loss" in both
+    assert "Epoch 1/2" not in both
+    assert both.count("(best so far, kept)") == 1
+
+
+def test_early_stopping_is_told(run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run(replace(SETTINGS, lr=1e-9, min_lr=1e-10, validate_every=1, patience=2, epochs=50))
+    lines = capsys.readouterr().out.splitlines()
+    assert "(not better)" in lines[2] or "kept" in lines[2]
+    assert re.fullmatch(
+        r"Stopped early after epoch 3 of 50: 2 validations without improvement \(--patience\); the best was epoch "
+        r"\d, val_loss \d\.\d{4}",
+        lines[3],
+    )
+
+
+def test_the_time_that_is_left() -> None:
+    assert [duration(seconds) for seconds in (0.4, 61, 3 * 3600 + 62)] == ["0:00:00", "0:01:01", "3:01:02"]
+
+
+@pytest.mark.parametrize(("logger", "left"), [("csv", "csv/metrics.csv"), ("none", None)])
+def test_loggers(run: Train, tmp_path: Path, logger: str, left: str | None) -> None:
+    run(replace(SETTINGS, epochs=1), execution=replace(CPU, logger=logger))
+    assert not (tmp_path / "out" / "tensorboard").exists()
+    if left:
+        assert "val_loss" in (tmp_path / "out" / left).read_text()
+
+
+@pytest.mark.parametrize(("logger", "kind"), [("wandb", "WandbLogger"), ("mlflow", "MLFlowLogger")])
+def test_loggers_of_other_packages(tmp_path: Path, logger: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr("medseg.training.loggers.find_spec", lambda name: object())
+    monkeypatch.setattr(f"lightning.pytorch.loggers.{kind}", lambda **options: given.update(options) or "logger")
+    assert make_logger(logger, tmp_path / "acdc" / "seed1") == "logger"
+    assert str(given["save_dir"]).startswith(str(tmp_path / "acdc" / "seed1"))
+    assert "seed1" in given.values()
+    assert "acdc" in given.values()
+
+
+@pytest.mark.parametrize("loss", ["focal+dice", "dice"])
+def test_other_losses_train_and_resume(run: Train, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, loss=loss, class_weights=(1, 5), epochs=3)
+    whole, _ = run(settings, out="whole")
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(PowerCutError):
+            run(settings, out="parts")
+    parts, _ = run(settings, out="parts", resume=True)
+    assert torch.equal(whole.model[0].weight, parts.model[0].weight)  # type: ignore[index, union-attr]
+
+
 def test_early_stopping_holds_when_resumed(run: Train) -> None:
     # Steps so small that no validation is better than the first by the 1e-4 that count.
     settings = replace(SETTINGS, lr=1e-9, min_lr=1e-10, validate_every=1, patience=2, epochs=50)
@@ -188,7 +272,7 @@ def test_seconds_per_step(run: Train) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_precision_that_a_processor_emulates_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: True)
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: True)
     with pytest.raises(
         RunError, match=rf"--precision {precision} on this processor .*; train with --precision 32-true"
     ):
@@ -200,8 +284,18 @@ def test_precision_that_a_processor_emulates_is_refused(precision: str, monkeypa
     check_precision(precision, "auto")
     check_precision(precision, "gpu")
     check_precision("32-true", "cpu")
-    monkeypatch.setattr("medseg.precision.slow_in_bfloat16", lambda: False)
+    monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: False)
     check_precision(precision, "cpu")
+
+
+def test_a_gpu_with_bfloat16_is_hinted_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert "--precision bf16-mixed is faster" in str(precision_hint("32-true", "auto"))
+    assert precision_hint("bf16-mixed", "auto") is None
+    assert precision_hint("32-true", "cpu") is None
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    assert precision_hint("32-true", "gpu") is None
 
 
 def test_another_seed_gives_other_weights(run: Train) -> None:

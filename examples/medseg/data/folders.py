@@ -1,0 +1,221 @@
+"""Find files as they lie in folders, and read lists of their names.
+
+Suffixes count in any case. What other systems leave behind (``._x.jpg``, ``__MACOSX``, ``Thumbs.db``) is passed over,
+and so is what is no file of the wanted kind; what is passed over is counted and named.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.data.arrays import some_of
+from medseg.data.notes import note
+from medseg.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+LEFT_BEHIND = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of the wanted kind in a folder, and the others."""
+
+    files: Sequence[Path]
+    others: Sequence[Path]
+
+
+def left_behind(path: Path) -> bool:
+    """Whether a name is one that no person gave: hidden, or made by macOS, Windows or a file server."""
+    return path.name.startswith(".") or path.name.lower() in LEFT_BEHIND
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder in the order of their names, without what systems leave behind."""
+    for path in sorted(folder.iterdir()):
+        if left_behind(path):
+            continue
+        if path.is_dir():
+            yield from walk(path)
+        else:
+            yield path
+
+
+def walk_folders(folder: Path) -> Iterator[Path]:
+    """All folders below a folder in the order of their names, without what systems leave behind."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not left_behind(path):
+            yield path
+            yield from walk_folders(path)
+
+
+def find_files(folder: Path, suffixes: Iterable[str], *, tell: bool = True) -> Found:
+    """The files of a folder that have one of the suffixes, and the others.
+
+    Args:
+        folder: Not those below it.
+        suffixes: In lower case, e.g. ``.nii.gz``.
+        tell: Whether to note the others.
+    """
+    suffixes = tuple(suffixes)
+    inside = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
+    files = [path for path in inside if not left_behind(path) and suffix_of(path, suffixes)]
+    others = [path for path in inside if path not in set(files)]
+    if tell and others:
+        note("%s: passed over %s", folder, names_of(others), each=True)
+    return Found(files, others)
+
+
+def suffix_of(path: Path, suffixes: Iterable[str]) -> str | None:
+    """The longest of the suffixes that a name has, in any case."""
+    name = path.name.lower()
+    return max((suffix for suffix in suffixes if name.endswith(suffix)), key=len, default=None)
+
+
+def stem_of(path: Path, suffixes: Iterable[str]) -> str:
+    """A name without its suffix, composed as Unicode's NFC: macOS stores accents apart from their letters."""
+    suffix = suffix_of(path, suffixes) or ""
+    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix)])
+
+
+def by_stem(folder: Path, suffixes: Iterable[str], *, tell: bool = True) -> dict[str, Path]:
+    """The files of a folder by their names without suffix.
+
+    Raises:
+        DataError: If there is no such folder or no such file in it, or two of one name, e.g. a.jpg and a.JPG.
+    """
+    suffixes = tuple(suffixes)
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in find_files(folder, suffixes, tell=tell).files:
+        stem = stem_of(path, suffixes)
+        if stem in found:
+            raise DataError(f"{found[stem]} and {path} are both {stem}; remove or rename one of them")
+        found[stem] = path
+    return found
+
+
+def pairs(images: Path, masks: Path, ending: str | None = None) -> dict[str, tuple[Path, Path]]:
+    """Every image of a folder with its mask, by the name of the image.
+
+    Args:
+        images, masks: Folders.
+        ending: What names of masks have more than those of images; ``None``: nothing, ``_mask``, ``_segmentation`` or
+            what else is usual, whichever the folder shows.
+
+    Raises:
+        DataError: If there is no image, or one has no mask.
+    """
+    found = by_stem(images, IMAGE_SUFFIXES)
+    if not found:
+        raise DataError(f"{images} holds no image: {', '.join(IMAGE_SUFFIXES)}")
+    return match(found, by_stem(masks, IMAGE_SUFFIXES), masks, ending, source=images)
+
+
+ENDINGS = (
+    "",
+    "_segmentation",
+    "_mask",
+    "_label",
+    "_labels",
+    "_gt",
+    "_seg",
+    "_manual",
+    "-mask",
+    "_annotation",
+    "_lesion",
+)
+
+
+def match(
+    images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path, ending: str | None, *, source: Path
+) -> dict[str, tuple[Path, Path]]:
+    """Every image with its mask in ``folder``; ``source`` is what names the images."""
+    if ending is None:
+        ending = max(ENDINGS, key=lambda one: sum(stem + one in masks for stem in images))
+    if missing := [stem for stem in images if stem + ending not in masks]:
+        raise DataError(
+            f"{len(missing)} of {len(images)} images named in {source} have no mask in {folder}, first "
+            f"{folder / (missing[0] + ending)}.*"
+        )
+    return {stem: (path, masks[stem + ending]) for stem, path in images.items()}
+
+
+def listed(names: Sequence[str], files: Mapping[str, Path], source: Path, missing_at: str) -> dict[str, Path]:
+    """The files that a list names, in its order.
+
+    Args:
+        names: From ``read_list``.
+        files: From ``by_stem``.
+        source: The list.
+        missing_at: How the path of a missing one would be written, with ``{}`` for its name.
+    """
+    if missing := [name for name in names if name not in files]:
+        raise DataError(
+            f"{len(missing)} of {len(names)} files named in {source} are missing, first {missing_at.format(missing[0])}"
+        )
+    return {name: files[name] for name in names}
+
+
+def read_list(path: Path, what: str, suffixes: Iterable[str] = ()) -> list[str]:
+    """The names in a text file, one a line.
+
+    Byte order marks, UTF-16, blank lines, blanks around a name and quotes around all of it are no part of a name;
+    blanks inside are.
+
+    Args:
+        path: Of the file.
+        what: A line names, for messages.
+        suffixes: Taken off the names.
+    """
+    if not path.is_file():
+        raise DataError(f"no list {path}; it names {what} a line")
+    names = []
+    for number, line in enumerate(_text(path, what).splitlines(), start=1):
+        name = line.strip().strip("\ufeff\u200b").strip()
+        if "\t" in name:
+            raise DataError(f"line {number} of {path} has several columns: {name!r}; it names {what} a line")
+        if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
+            name = name[1:-1].strip()
+        if name:  # "images\\a.jpg" is a.jpg, as "images/a.jpg" is
+            names.append(stem_of(Path(name.replace("\\", "/")), suffixes))
+    if not names:
+        raise DataError(f"{path} is empty; it names {what} a line")
+    if repeated := sorted(name for name in set(names) if names.count(name) > 1):
+        raise DataError(f"{path} names {some_of(repeated)} more than once; remove the repetition")
+    return names
+
+
+def _text(path: Path, what: str) -> str:
+    content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: {error}; wanted a text file in UTF-8 that names {what} a line") from error
+    if "\0" in text:
+        raise DataError(f"cannot read {path}: it has zero bytes; wanted a text file in UTF-8 that names {what} a line")
+    return text
+
+
+def names_of(paths: Sequence[Path]) -> str:
+    """How many files, and the first of their names."""
+    names = ", ".join(path.name for path in paths[:5])
+    return f"{len(paths)} file{'s' * (len(paths) > 1)}: {names}" + (", ..." if len(paths) > 5 else "")
+
+
+def unnested(folder: Path) -> Path:
+    """A folder, or the one of its own name in it, as some programs unpack archives."""
+    inner = folder / folder.name
+    return inner if inner.is_dir() else folder
+
+
+def the_folder_below(folder: Path, wanted: Iterable[str]) -> Path:
+    """The folder that holds one of the wanted names: this one, or the only one directly in it that does."""
+    wanted = set(wanted)
+    if any((folder / name).exists() for name in wanted):
+        return folder
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not left_behind(path)]
+    deeper = [path for path in inside if any((path / name).exists() for name in wanted)]
+    return deeper[0] if len(deeper) == 1 else folder

@@ -1,0 +1,180 @@
+"""NIfTI scans as the stacks of slices that networks are trained on, and labels back in the geometry of the file.
+
+CT is turned to the orientation of the preprocessed Synapse set, whatever that of the file: slices from foot to head,
+rows from back to front, columns from right to left. So the BTCV release stores its scans; in pictures the liver is on
+the left and the spine on top.
+
+MRI keeps the order of the file, since that is how the ACDC set came to its slices: the short axis of a heart is
+oblique to the body, so the nearest axes of the body differ from patient to patient. A scan from elsewhere has to be
+stored as those of ACDC are.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+
+from medseg.data.arrays import Spacing, check_spacing
+from medseg.data.notes import note
+from medseg.errors import DataError
+
+Intensity = Literal["hu", "min-max"]  # as in medseg.data.dataset.Benchmark
+
+REFETCH = "fetch it again"
+HU_WINDOW = (-125.0, 275.0)  # of the preprocessed Synapse set
+CT_DIRECTIONS = (1, 1, -1)  # of slices, rows and columns along the axes of the body: to the head, front and left
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How the voxels of a file become slices, and slices voxels of that file again.
+
+    Args:
+        axes: Axes of the file that slices, rows and columns run along.
+        flipped: Which of slices (0), rows (1) and columns (2) run against the order of the file.
+    """
+
+    axes: tuple[int, ...] = (2, 1, 0)
+    flipped: tuple[int, ...] = ()
+
+    def slices(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Voxels of the file, ``(X, Y, Z)``, as slices ``(Z, H, W)``."""
+        return np.ascontiguousarray(np.flip(voxels.transpose(self.axes), self.flipped))
+
+    def voxels(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """Slices ``(Z, H, W)`` as voxels of the file, ``(X, Y, Z)``."""
+        return np.ascontiguousarray(np.flip(slices, self.flipped).transpose(np.argsort(self.axes)))
+
+
+def orientation_of(path: Path, image: "nibabel.Nifti1Image", intensity: Intensity) -> Orientation:
+    """The way from the file to slices in the orientation of the training data.
+
+    Raises:
+        DataError: If the image is not three-dimensional, or its header does not say how a CT lies.
+    """
+    if len(image.shape) != 3 or 0 in image.shape:
+        raise DataError(f"{path}: shape {image.shape}; wanted a scan of 3 dimensions, e.g. one frame of a series")
+    if intensity != "hu":
+        return Orientation()
+    affine = np.asarray(image.affine)
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise DataError(f"{path}: the affine {affine[:3].tolist()} does not say how the scan lies; repair its header")
+    if not is_oriented(image):
+        note(
+            "%s: the header does not say how the scan lies (qform_code and sform_code are 0); rows are taken to run "
+            "from back to front and columns from right to left. Look whether the liver is on the right side: the "
+            "sides may be swapped",
+            path,
+        )
+    body, directions = io_orientation(affine).T  # type: ignore[no-untyped-call]  # of every axis of the file
+    axes = np.argsort(body)[::-1]
+    flipped = np.flatnonzero(directions[axes] != CT_DIRECTIONS)
+    return Orientation(tuple(axes.tolist()), tuple(flipped.tolist()))
+
+
+def is_oriented(image: "nibabel.Nifti1Image") -> bool:
+    """Whether a header says how the scan lies, so that nibabel does not guess."""
+    return bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
+
+
+def one_frame(path: Path, image: "nibabel.Nifti1Image", frame: int | None) -> "nibabel.Nifti1Image":
+    """Frame number ``frame``, from 1, of a series ``(X, Y, Z, T)``; a scan that is none as it is.
+
+    Raises:
+        DataError: If a frame is asked for that is not there, or none where there are several.
+    """
+    frames = image.shape[3] if len(image.shape) == 4 else 1
+    if frame is None and frames > 1:
+        raise DataError(
+            f"{path}: shape {image.shape}, a series of {frames} frames; wanted one: --frame N, from 1 to {frames}"
+        )
+    if frame is not None and frame > frames:
+        raise DataError(f"{path}: there is no frame {frame}, --frame goes to {frames}")
+    if len(image.shape) != 4:
+        return image
+    chosen: nibabel.Nifti1Image = image.slicer[..., (frame or 1) - 1]
+    return chosen
+
+
+def to_slices(
+    path: Path, image: "nibabel.Nifti1Image", intensity: Intensity, *, fill_nan: bool = False, remedy: str = REFETCH
+) -> NDArray[np.float32]:
+    """The scan as slices ``(Z, H, W)``, oriented as the training data and scaled to [0, 1] as they are.
+
+    Args:
+        path: Of the file, for messages.
+        image: From ``medseg.data.scans.read_nifti``.
+        intensity: ``"hu"``: from -125 to 275 Hounsfield units; ``"min-max"``: from the smallest value of the volume to
+            its 99th percentile, which the files of the ACDC set show to be what they were scaled by. Values beyond
+            these limits are clipped.
+        fill_nan, remedy: As in ``voxels_of``.
+
+    Raises:
+        DataError: If a CT is not in Hounsfield units, as far as its values show.
+    """
+    orientation = orientation_of(path, image, intensity)
+    voxels = voxels_of(path, image, fill_nan=fill_nan, remedy=remedy)
+    if intensity == "hu":
+        low, high = HU_WINDOW
+        check_hounsfield(path, voxels)
+    else:
+        low, high = float(voxels.min()), float(np.percentile(voxels, 99))
+        if not high > low:
+            raise DataError(f"{path}: nearly all voxels are {low:g}; wanted a scan")
+    return orientation.slices(np.asarray((np.clip(voxels, low, high) - low) / (high - low), dtype=np.float32))
+
+
+def check_hounsfield(path: Path, voxels: NDArray[Any]) -> None:
+    """Refuse a CT whose values can't be Hounsfield units: air is -1000, and there is some in or around every body."""
+    least, most = float(voxels.min()), float(voxels.max())
+    ranges = f"{path}: values run from {least:g} to {most:g}; wanted Hounsfield units, in which air is -1000"
+    if most - least < 50:  # scaled already; clipped again it would be grey all over
+        raise DataError(f"{ranges}: they were scaled, give the original scan")
+    if least >= 0 and most <= 255:
+        raise DataError(f"{ranges}: they were reduced to 8 bits through some window, give the original scan")
+    if least >= 0:
+        raise DataError(
+            f"{ranges}: nothing is below 0, so the rescale intercept is missing; convert the DICOM series again with "
+            "dcm2niix, or subtract 1024 where the scan is known to be stored so"
+        )
+    if least > HU_WINDOW[0]:
+        note(
+            "%s: nothing is below -125, not even air or fat; is it a part of a body, or are these no Hounsfield units?",
+            path,
+        )
+
+
+def voxels_of(
+    path: Path, image: "nibabel.Nifti1Image", *, fill_nan: bool = False, remedy: str = REFETCH
+) -> NDArray[Any]:
+    """The voxels of a scan or of its label, which have to be finite numbers.
+
+    Args:
+        path: Of the file, for messages.
+        image: From ``medseg.data.scans.read_nifti``.
+        fill_nan: Take voxels that are not as the least of the others instead of refusing them.
+        remedy: What the message advises.
+    """
+    voxels = np.asanyarray(image.dataobj)
+    if voxels.dtype.kind not in "iuf":
+        raise DataError(f"{path}: voxels are {voxels.dtype}; wanted one number each")
+    finite = np.isfinite(voxels)
+    if finite.all():
+        return voxels
+    count = np.count_nonzero(~finite)
+    if not fill_nan or not finite.any():
+        raise DataError(f"{path}: {count} voxels are NaN or infinite; {remedy}")
+    note("%s: %s voxels that are NaN or infinite are taken as background", path, count)
+    return np.where(finite, voxels, voxels[finite].min())
+
+
+def spacing_of(path: Path, image: "nibabel.Nifti1Image", intensity: Intensity) -> Spacing:
+    """Millimetres between the voxels of the slices along z, y and x."""
+    axes = orientation_of(path, image, intensity).axes
+    spacing = check_spacing(path, np.asarray(image.header["pixdim"])[1:4][list(axes)])
+    assert spacing is not None
+    return spacing

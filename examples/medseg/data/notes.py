@@ -1,0 +1,62 @@
+"""Tell what was done to files that are not quite as wanted: once for every kind, with the number of files.
+
+Readers say it with ``logging``: ``note("%s: 16-bit grey, scaled to 8 bits", path)``. In a command, ``told_once`` prints
+the first of each kind as it comes, and at the end of how many files it was true.
+"""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("medseg")
+
+
+def note(message: str, *values: Any, each: bool = False) -> None:
+    """Say something about a file, the first of the values; ``each``: of every one, as there are not many of them."""
+    LOGGER.warning(message, *values, extra={"kind": message % values if each else message})
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Print the first note of every kind, and count the others."""
+    handler = _Once()
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        handler.count_others()
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """Say nothing: what is noted here will be noted once more."""
+    handler = logging.NullHandler()
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+
+
+class _Once(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = getattr(record, "kind", record.msg)
+        if self.kinds[kind] == 0:
+            tqdm.write(f"Note: {record.getMessage()}", file=sys.stderr)  # does not tear a bar apart
+        self.kinds[kind] += 1
+
+    def count_others(self) -> None:
+        for message, count in self.kinds.items():
+            if count > 1:
+                what = message.removeprefix("%s: ").replace("%s", "...")
+                print(f"Note: so it is of {count} files: {what}", file=sys.stderr)

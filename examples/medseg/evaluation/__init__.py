@@ -1,0 +1,1 @@
+"""Predictions, their scores, and tables of them."""

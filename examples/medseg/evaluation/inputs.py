@@ -1,0 +1,216 @@
+"""What networks are applied to: scans and photographs in, labels and probabilities in the form of the input out.
+
+Nothing here needs torch, so that a command finds out what is wrong with its files before it loads any network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medseg.atomic_write import atomic_write, write_image, write_npz
+from medseg.data.arrays import check_image, check_spacing, read_h5, read_json, read_npz
+from medseg.data.contents import CONVERT_DICOM, beginning, is_nifti, kind_of
+from medseg.data.dataset import Labels
+from medseg.data.folders import IMAGE_SUFFIXES, suffix_of
+from medseg.data.images import read_image
+from medseg.data.nifti import is_oriented, one_frame, orientation_of, to_slices
+from medseg.data.scans import read_nifti
+from medseg.errors import DataError, RunError
+from medseg.figures.view import AS_STORED, CT, View
+
+Probabilities = NDArray[np.float32]
+# What each intensity is read from, and the suffixes that the labels of it may have, the usual one first.
+SCANS = {".nii.gz": (".nii.gz", ".nii"), ".nii": (".nii", ".nii.gz"), ".npz": (".npz",), ".h5": (".npz",)}
+PHOTOGRAPHS = dict.fromkeys(IMAGE_SUFFIXES, (".png",))
+FORMATS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"hu": SCANS, "min-max": SCANS, "rgb": PHOTOGRAPHS}
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a prediction has to know about the training of a network.
+
+    Args:
+        folder: The ``model/`` of a run.
+        classes: Names, background first.
+        size: Side of the square slices.
+        intensity: As in ``medseg.data.dataset.Benchmark``.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    size: int
+    intensity: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The content of one file, and how to save in its form what was made of it.
+
+    Args:
+        image: ``(Z, C, H, W)``, as in ``medseg.data.dataset.Volume``.
+        save: Labels ``(Z, H, W)`` and path.
+        save_probabilities: ``(Z, classes, H, W)`` and path.
+        view: How it is turned for an overlay.
+    """
+
+    image: NDArray[np.generic]
+    save: Callable[[Labels, Path], None]
+    save_probabilities: Callable[[Probabilities, Path], None]
+    view: View = AS_STORED
+
+
+def read_use(folder: Path) -> Use:
+    """What a run noted in ``model/``; ``folder`` is that or the run's."""
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    for name in ("preprocessing.json", "config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise DataError(f"no {name} in {folder}; give --checkpoint the folder of a run, or model/ in it")
+    path = folder / "preprocessing.json"
+    use = read_json(path)
+    classes, size, intensity = use.get("classes", []), use.get("size", 0), use.get("intensity")
+    named = isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes)
+    if named and isinstance(size, int) and size > 0 and isinstance(intensity, str) and intensity in FORMATS:
+        return Use(folder, tuple(classes), size, intensity)
+    raise DataError(
+        f"{path} holds {use}; wanted classes (names, background first), size and intensity "
+        f"(one of {', '.join(FORMATS)}), as the training writes them"
+    )
+
+
+def read_uses(folders: Sequence[Path], *, smooth: bool) -> list[Use]:
+    """The networks that are averaged: those of some runs, and of all runs (seeds, folds) in a folder of several.
+
+    Raises:
+        RunError: If they do not tell the same classes apart, on the same kind of image.
+    """
+    uses = []
+    for folder in folders:
+        inside = sorted(path.parent for path in folder.glob("*/model") if (path / "preprocessing.json").is_file())
+        alone = (folder / "model").is_dir() or (folder / "preprocessing.json").is_file() or not inside
+        uses += [read_use(path) for path in ([folder] if alone else inside)]
+    first = uses[0]
+    for use in uses[1:]:
+        if (use.classes, use.intensity) != (first.classes, first.intensity):
+            raise RunError(
+                f"{use.folder} tells {', '.join(use.classes)} ({use.intensity}) apart and {first.folder} "
+                f"{', '.join(first.classes)} ({first.intensity}); networks that are averaged must agree"
+            )
+        if use.size != first.size and not smooth:
+            raise RunError(
+                f"{use.folder} takes slices of {use.size} and {first.folder} of {first.size} pixels; they are averaged "
+                "at the size of the input: pass --smooth"
+            )
+    return uses
+
+
+def form_of(path: Path, intensity: str) -> str | None:
+    """Which of the supported suffixes a file has, or should have by its content; ``None``: it is no input."""
+    suffix = suffix_of(path, FORMATS[intensity])
+    if suffix or intensity == "rgb" or not path.is_file():
+        return suffix
+    return ".nii.gz" if is_nifti(beginning(path)) else None
+
+
+def check_form(path: Path, intensity: str) -> str:
+    """The form of a single input.
+
+    Raises:
+        DataError: If there is no such file, or the network is for others.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    form = form_of(path, intensity)
+    if form is not None:
+        return form
+    trained = "photographs" if intensity == "rgb" else "scans"
+    kind = kind_of(beginning(path))
+    advice = f"; {CONVERT_DICOM}" if kind == "a DICOM file" else ""
+    raise DataError(
+        f"{path}: it is {kind}, and the network is for {trained}; wanted {', '.join(FORMATS[intensity])}{advice}"
+    )
+
+
+def read_picture(path: Path, use: Use, *, frame: int | None = None, fill_nan: bool = False) -> Picture:
+    """Read and check one file, in the orientation and scaling of the training data.
+
+    Args:
+        path: Of the file.
+        use: What the network was trained on.
+        frame: Of a NIfTI series, from 1.
+        fill_nan: Take voxels that are NaN as background.
+    """
+    form = check_form(path, use.intensity)
+    if use.intensity == "rgb":
+        return _read_photograph(path, len(use.classes))
+    return _read_nifti(path, use.intensity, frame, fill_nan) if form.startswith(".nii") else _read_arrays(path, form)
+
+
+def _read_nifti(path: Path, intensity: Any, frame: int | None, fill_nan: bool) -> Picture:
+    image: Any = one_frame(path, read_nifti(path), frame)
+    orientation = orientation_of(path, image, intensity)
+
+    def write(voxels: NDArray[Any], target: Path) -> None:
+        header = image.header.copy()  # keeps affine, codes of qform and sform, spacing and units
+        header.set_data_dtype(voxels.dtype)
+        header["cal_min"], header["cal_max"] = 0, 0  # the window in which a viewer would show the image
+        with atomic_write(target) as part:
+            nibabel.save(type(image)(voxels, image.affine, header), part)
+
+    def save(labels: Labels, target: Path) -> None:
+        write(orientation.voxels(labels), target)
+
+    def save_probabilities(found: Probabilities, target: Path) -> None:
+        write(np.stack([orientation.voxels(found[:, index]) for index in range(found.shape[1])], axis=-1), target)
+
+    slices = to_slices(
+        path, image, intensity, fill_nan=fill_nan, remedy="--fill-nan takes them as background, or fetch it again"
+    )
+    known = intensity == "hu" and is_oriented(image)
+    return Picture(slices[:, None], save, save_probabilities, CT if known else AS_STORED)
+
+
+def _read_arrays(path: Path, form: str) -> Picture:
+    read = read_npz if form == ".npz" else read_h5
+    try:
+        arrays = read(path, ("image",))
+    except DataError as error:
+        try:
+            arrays = read(path, ("img",))
+        except DataError:
+            raise error from None
+    image = arrays.get("image", arrays.get("img"))
+    assert image is not None
+    image = check_image(path, image, 2 if image.ndim == 2 else 3)
+    if image.shape[-1] <= 4 < image.shape[-2]:
+        raise DataError(
+            f"{path}: image has shape {image.shape}; wanted grey values (H, W) or (Z, H, W), no channels last"
+        )
+    spacing = check_spacing(path, arrays.get("spacing"))
+    known = {} if spacing is None else {"spacing": np.array(spacing)}
+
+    def save(labels: Labels, target: Path) -> None:
+        write_npz(target, label=labels.reshape(image.shape), **known)
+
+    def save_probabilities(found: Probabilities, target: Path) -> None:
+        write_npz(target, probabilities=found if image.ndim == 3 else found[0], **known)
+
+    return Picture(image.reshape(-1, 1, *image.shape[-2:]), save, save_probabilities)
+
+
+def _read_photograph(path: Path, classes: int) -> Picture:
+    image = read_image(path)
+
+    def save(labels: Labels, target: Path) -> None:
+        write_image(target, Image.fromarray(labels[0] * 255 if classes == 2 else labels[0]))
+
+    def save_probabilities(found: Probabilities, target: Path) -> None:
+        write_npz(target, probabilities=found[0])
+
+    return Picture(image.transpose(2, 0, 1)[None], save, save_probabilities)

@@ -1,0 +1,92 @@
+"""What decides the outcome of a run, and what it is computed on."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from medseg.errors import RunError
+
+# Which options each attention has, and which losses there are. Here, since a mistake is said without loading torch.
+ATTENTIONS = {
+    "gca": ("groups", "reduction", "pool"),
+    "coord": ("reduction",),
+    "cbam": ("reduction",),
+    "se": ("reduction",),
+    "none": (),
+}
+LOSSES = ("ce+dice", "ce", "dice", "focal", "focal+dice")
+LOGGERS = {"tensorboard": "tensorboard", "csv": "lightning", "wandb": "wandb", "mlflow": "mlflow", "none": "lightning"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome of a run. Defaults are the paper's, section 4.3, for Synapse and ACDC."""
+
+    arch: str = "gca-resunet"
+    attention: str = "gca"
+    groups: int | None = None  # None: the default of the layer, which for GCA is the paper's value
+    reduction: int | None = None
+    pool: str | None = None
+    identity_init: bool = False  # True: attention starts as the identity instead of as in the paper
+    encoder: str = "tu-resnet50"
+    encoder_weights: str | None = None  # None: random
+    size: int = 224
+    batch_size: int = 8
+    epochs: int = 200
+    lr: float = 1e-4
+    min_lr: float = 1e-6
+    weight_decay: float = 1e-4
+    loss: str = "ce+dice"
+    class_weights: tuple[float, ...] | None = None  # background first
+    augment: bool = True
+    validate_every: int = 5
+    patience: int = 6
+    precision: str = "32-true"
+    deterministic: bool = True
+    seed: int = 10
+    folds: int = 4
+    fold: int | None = None
+    validation: float = 0.1
+    split_seed: int = 0
+    limit: int | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], source: object) -> "Settings":
+        """Settings that a run noted in ``source``; what runs before these options did is their default.
+
+        Raises:
+            RunError: If these are not the settings of a run.
+        """
+        wanted = {field.name for field in fields(cls)}
+        if {*content, "encoder_weights", "loss", "class_weights"} != wanted:
+            raise RunError(f"{source} does not hold the settings {sorted(wanted)}; give the settings.json of a run")
+        weights = content.get("class_weights")
+        return cls(**{**content, "class_weights": tuple(weights) if weights else None})
+
+    def changes(self, other: "Settings") -> list[str]:
+        """In words, what is not as in ``other``."""
+        before = asdict(other)
+        return [
+            f"{name} was {before[name]}, is {value}" for name, value in asdict(self).items() if before[name] != value
+        ]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a run is computed on and who is told; with the same global batch it should not decide the outcome."""
+
+    accelerator: str = "auto"
+    devices: str = "1"
+    nodes: int = 1
+    strategy: str = "auto"
+    workers: int | None = None
+    compile: bool = False
+    channels_last: bool | None = None  # None: with reduced precision, where it is faster
+    logger: str = "tensorboard"
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and reports; the only one unless several devices train together."""
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning has them, and their order
+    return next((int(os.environ[name]) for name in ranks if name in os.environ), 0) == 0

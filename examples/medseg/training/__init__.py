@@ -1,0 +1,1 @@
+"""Networks, transforms, losses, and the training on Lightning."""
