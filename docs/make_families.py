@@ -14,6 +14,7 @@ LIBRARIES = {
     "segmentation_models_pytorch": "segmentation-models-pytorch",
     "monai": "MONAI",
     "transformers": "transformers",
+    "dynamic_network_architectures": "nnU-Net (dynamic-network-architectures)",
 }
 
 HEAD = """\
