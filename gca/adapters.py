@@ -176,7 +176,8 @@ def _how_built(name: str, layer: nn.Module) -> tuple[str, dict[str, Any]]:
     for kind, cls in LAYERS.items():
         if type(layer) is cls:
             assert isinstance(layer, GatedLayer)
-            return kind, {key: value for key, value in layer.options().items() if key != "channels"}
+            own = {key: value for key, value in layer.options().items() if key not in ("channels", "spatial_dims")}
+            return kind, own  # those two are the block's, so that GCA and SE load into a network of the other dimension
     source, options = getattr(layer, SOURCE, (None, None))
     if source is None or options is None:
         wanted = "gca.inject did not build it" if source is None else "its options are no JSON"

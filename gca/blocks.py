@@ -101,7 +101,7 @@ class Block:
 
     @property
     def weight(self) -> Tensor:
-        """Weight of the last convolution: attention takes its output channels, its device and its dtype."""
+        """Weight of the last convolution: attention takes its output channels, dimension, device and dtype."""
         assert self.family is not None
         try:
             last = self.module.get_submodule(self.family.last_conv)
@@ -114,14 +114,19 @@ class Block:
         if isinstance(last, nn.Sequential):
             last = [last, *(child for child in last.modules() if isinstance(child, _ConvNd))][-1]
         weight = getattr(last, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 4:
+        if not isinstance(weight, Tensor) or weight.ndim not in (4, 5):
             of_shape = f"one of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
             got = of_shape or "a quantized or packed one, or several side by side"
             raise ValueError(
-                f"attention is for two-dimensional images, but block {self.name!r} ends in a convolution whose weight "
-                f"is not (C_out, C_in, kH, kW): {got}"
+                f"attention is for images and volumes, but block {self.name!r} ends in a convolution whose weight "
+                f"is neither (C_out, C_in, kH, kW) nor (C_out, C_in, kD, kH, kW): {got}"
             )
         return weight
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes, as the last convolution has it."""
+        return self.weight.ndim - 2
 
     @property
     def stage(self) -> int | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from gca.blocks import Block, find_blocks
 from gca.families import qualified
-from gca.layers import CBAM, SE, CoordinateAttention, GroupedCoordinateAttention
+from gca.layers import CBAM, SE, CoordinateAttention, GatedLayer, GroupedCoordinateAttention
 from gca.placement import chain, empty, like_block, placed, put
 from gca.selection import Where, check_changeable, check_model, check_untampered, select
 
@@ -56,7 +56,8 @@ def inject(
             one.
             ``python -m gca`` lists the block classes, and :func:`gca.register_block` adds others.
         layer: ``"gca"``, ``"coord"``, ``"cbam"`` or ``"se"``, or a callable ``(channels, **options) -> nn.Module``
-            whose result keeps the shape of its input.
+            whose result keeps the shape of its input. The library's own take the dimension of the block's last
+            convolution as ``spatial_dims``.
         stages: Only blocks of these stages, counted from 1 as in ``layer1`` ... ``layer4``. Default: all.
         blocks: Only blocks at these positions within each stage, as in list indexing: ``-1`` is the last block of
             each stage, ``[0, -1]`` the first and the last. Default: all.
@@ -170,7 +171,9 @@ def resolve(layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 def build_layer(build: Callable[..., nn.Module], block: Block, options: dict[str, Any]) -> nn.Module:
     """A layer for a block, like it in device, dtype, memory format and mode, and with a note of how it was built."""
-    channels = block.weight.shape[0]
+    channels, spatial_dims = block.weight.shape[0], block.spatial_dims
+    if build in LAYERS.values():
+        options = {"spatial_dims": spatial_dims, **options}
     # Whatever the caller is in the midst of, parameters have to be ordinary ones, and where the block has memory so
     # has its attention.
     device = torch.device("meta" if block.weight.is_meta else "cpu")
@@ -183,6 +186,11 @@ def build_layer(build: Callable[..., nn.Module], block: Block, options: dict[str
             raise kind(f"cannot build attention for block {block.name!r} ({channels} channels): {error}") from error
         if not isinstance(layer, nn.Module):
             raise TypeError(f"layer must return a torch.nn.Module, got {type(layer).__name__} for block {block.name!r}")
+        if isinstance(layer, GatedLayer) and layer.spatial_dims != spatial_dims:
+            raise ValueError(
+                f"block {block.name!r} has convolutions in {spatial_dims}-D, and its attention was built with "
+                f"spatial_dims={layer.spatial_dims}; pass spatial_dims={spatial_dims}"
+            )
         block.slotted_class()  # imported now, so that nothing can fail once the first slot is filled
         if type(layer) not in LAYERS.values():
             setattr(layer, SOURCE, (qualified(build), _as_json(options)))

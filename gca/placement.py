@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gca.blocks import NOTE, Before, Block
-from gca.ops.layout import is_channels_last
+from gca.ops.layout import CHANNELS_LAST, is_channels_last
 
 # A layer stacked on another is its child of this name, applied to its output by a hook: a container around the two
 # would rename the parameters of the first.
@@ -19,7 +18,9 @@ def like_block(layer: nn.Module, block: Block) -> nn.Module:
     """Give a layer the device, dtype, memory format and train/eval mode of a block."""
     layer.to(device=block.weight.device, dtype=block.weight.dtype).train(block.module.training)
     if any(is_channels_last(parameter) for parameter in block.module.parameters()):
-        layer.to(memory_format=torch.channels_last)
+        for parameter in layer.parameters():  # of images and of volumes: to() takes one format for all
+            if parameter.ndim in CHANNELS_LAST:
+                parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
     return layer
 
 

@@ -1,7 +1,7 @@
 """What the four layers share: checked sizes, the gate, and a start at which the gate is open."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,21 +42,42 @@ class GatedLayer(nn.Module):
     # Names among ``options()`` that change the output while no key and no shape of the ``state_dict`` tells of them.
     unseen: tuple[str, ...] = ("identity_init",)
 
-    def __init__(self, identity_init: bool) -> None:
+    def __init__(self, spatial_dims: int, identity_init: bool) -> None:
         super().__init__()
+        check_positive_int(spatial_dims=spatial_dims)
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 for images or 3 for volumes, got spatial_dims={spatial_dims}")
+        self.spatial_dims = spatial_dims
+        self.axes = list(range(2, 2 + spatial_dims))
         self.identity_init = identity_init
 
     def options(self) -> dict[str, Any]:
         """The arguments that build this layer again, by name, with ``channels`` first."""
         raise NotImplementedError
 
-    def last_convs(self) -> Sequence[nn.Conv2d]:
+    def last_convs(self) -> Sequence[nn.Conv2d | nn.Conv3d]:
         """The convolutions whose outputs are the logits of the gates."""
         raise NotImplementedError
 
     def gates(self, x: Tensor) -> Gates:
         """The gates by which ``forward`` multiplies ``x``, in the dtype of ``x``."""
         raise NotImplementedError
+
+    def _check_axes(self, x: Tensor) -> None:
+        """Raise unless ``x`` has the spatial axes that the layer is for; of what FX traces nobody knows them."""
+        known = True
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            known = not isinstance(x, torch.fx.Proxy)
+        if known and x.dim() != self.spatial_dims + 2:
+            raise ValueError(
+                f"a layer with spatial_dims={self.spatial_dims} takes {self.spatial_dims + 2} axes, (B, C, "
+                f"{'D, ' if self.spatial_dims == 3 else ''}H, W), got shape {list(x.shape)}"
+            )
+
+    def _over_axes(self, channel: Tensor) -> Tensor:
+        """Gates of channels, ``(B, C)``, to be broadcast over the spatial axes."""
+        channel = channel.unsqueeze(2).unsqueeze(3)
+        return channel if self.spatial_dims == 2 else channel.unsqueeze(4)
 
     def gate(self, logits: Tensor) -> Tensor:
         """The gates of some logits."""
@@ -100,6 +121,22 @@ class GatedLayer(nn.Module):
     def extra_repr(self) -> str:
         channels, *others = self.options().items()
         return ", ".join([str(channels[1]), *(f"{name}={value!r}" for name, value in others)])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GatedLayer":
+        """As of any module, but the weights of a 1x1 convolution may go to channels_last_3d with those around it.
+
+        They have four axes in a network for volumes too, which ``Module.to`` would not have.
+        """
+
+        def of_any_rank(t: Tensor) -> Tensor:
+            try:
+                return fn(t)
+            except RuntimeError as error:
+                if t.ndim != 4 or "rank 5" not in str(error):
+                    raise
+                return fn(t.unsqueeze(4)).squeeze(4)
+
+        return super()._apply(of_any_rank, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after ``to_empty()`` on a model built on the meta device."""

@@ -26,6 +26,7 @@ class CBAM(GatedLayer):
         reduction: Reduction ratio :math:`r`; at most ``channels``. A ratio that does not divide ``channels`` is
             rounded down to whole channels.
         kernel_size: Side :math:`k` of the spatial convolution; odd.
+        spatial_dims: 2 for images, 3 for volumes, where the spatial convolution is :math:`k \times k \times k`.
         identity_init: Start as the identity, bit for bit: gates are :math:`2\sigma`, the last convolutions zero.
         device, dtype: Of the parameters.
 
@@ -53,11 +54,12 @@ class CBAM(GatedLayer):
         reduction: int = 16,
         kernel_size: int = 7,
         *,
+        spatial_dims: int = 2,
         identity_init: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(identity_init)
+        super().__init__(spatial_dims, identity_init)
         check_positive_int(channels=channels, reduction=reduction, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that the map keeps its size, got kernel_size={kernel_size}")
@@ -69,23 +71,20 @@ class CBAM(GatedLayer):
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False, device=device, dtype=dtype)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=False, device=device, dtype=dtype)
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.conv = conv(2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
         self.zero_init_last()
 
-    def last_convs(self) -> Sequence[nn.Conv2d]:
+    def last_convs(self) -> Sequence[nn.Conv2d | nn.Conv3d]:
         return self.fc2, self.conv
 
     def options(self) -> dict[str, Any]:
-        return {
-            "channels": self.channels,
-            "reduction": self.reduction,
-            "kernel_size": self.kernel_size,
-            "identity_init": self.identity_init,
-        }
+        names = ("channels", "reduction", "kernel_size", "spatial_dims", "identity_init")
+        return {name: getattr(self, name) for name in names}
 
     def gates(self, x: Tensor) -> ChannelGates:
         _, channel, spatial = self._gate_twice(x)
-        return ChannelGates(channel.flatten(1), spatial)
+        return ChannelGates(channel, spatial)
 
     def forward(self, x: Tensor) -> Tensor:
         gated, _, spatial = self._gate_twice(x)
@@ -93,9 +92,11 @@ class CBAM(GatedLayer):
 
     def _gate_twice(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` gated by channel, the gates of the channels, and those of the positions, which follow from it."""
-        mean = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        maximum = x.amax((2, 3), keepdim=True)
+        self._check_axes(x)
+        mean = x.mean(self.axes).unsqueeze(2).unsqueeze(3)  # (B, C, 1, 1)
+        maximum = x.amax(self.axes).unsqueeze(2).unsqueeze(3)
         channel = self.gate(self.fc2(self.act(self.fc1(mean))) + self.fc2(self.act(self.fc1(maximum)))).to(x.dtype)
-        x = x * channel
+        channel = channel.flatten(1)  # (B, C)
+        x = x * self._over_axes(channel)
         f = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)  # (B, 2, H, W)
         return x, channel, self.gate(self.conv(f)).to(x.dtype)

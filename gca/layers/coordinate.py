@@ -31,6 +31,7 @@ class CoordinateAttention(GatedLayer):
     Args:
         channels: Input channels :math:`C`.
         reduction: Reduction ratio :math:`r`; never fewer than 8 channels are left.
+        spatial_dims: 2 for images, 3 for volumes, which have a third direction with its own convolution :math:`F_d`.
         identity_init: Start as the identity, bit for bit: gates are :math:`2\sigma`, the last convolutions zero.
         device, dtype: Of the parameters.
 
@@ -57,11 +58,12 @@ class CoordinateAttention(GatedLayer):
         channels: int,
         reduction: int = 32,
         *,
+        spatial_dims: int = 2,
         identity_init: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(identity_init)
+        super().__init__(spatial_dims, identity_init)
         check_positive_int(channels=channels, reduction=reduction)
         self.channels = channels
         self.reduction = reduction
@@ -70,36 +72,44 @@ class CoordinateAttention(GatedLayer):
         self.conv1 = nn.Conv2d(channels, hidden, 1, device=device, dtype=dtype)
         self.bn1 = nn.BatchNorm2d(hidden, device=device, dtype=dtype)
         self.act = nn.Hardswish(inplace=True)
+        self.conv_d = nn.Conv2d(hidden, channels, 1, device=device, dtype=dtype) if spatial_dims == 3 else None
         self.conv_h = nn.Conv2d(hidden, channels, 1, device=device, dtype=dtype)
         self.conv_w = nn.Conv2d(hidden, channels, 1, device=device, dtype=dtype)
         self.zero_init_last()
 
     def last_convs(self) -> Sequence[nn.Conv2d]:
-        return self.conv_h, self.conv_w
+        return tuple(conv for conv in (self.conv_d, self.conv_h, self.conv_w) if conv is not None)
 
     def options(self) -> dict[str, Any]:
-        return {"channels": self.channels, "reduction": self.reduction, "identity_init": self.identity_init}
+        return {name: getattr(self, name) for name in ("channels", "reduction", "spatial_dims", "identity_init")}
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
+        self._check_axes(x)
+        sizes = self._sizes(x)
         # TorchScript hands no functions on, and takes a comment on types only at the end of a line.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return gate(x, self._gates(*pool(x, "avg"), h, w))
+            return gate(x, self._gates(*pool(x, "avg", self.spatial_dims), sizes), self.spatial_dims)
         else:
-            return attend(x, "avg", partial(self._gates, h=h, w=w))
+            return attend(x, "avg", partial(self._gates, sizes=sizes), self.spatial_dims)
 
     def gates(self, x: Tensor) -> AxisGates:
-        h, w = x.shape[2:]
-        gates = self._gates(*pool(x, "avg"), h, w).to(x.dtype)
-        gate_h, gate_w = torch.split(gates, [h, w], dim=2)
-        return AxisGates(gate_h, gate_w)
+        self._check_axes(x)
+        gates = self._gates(*pool(x, "avg", self.spatial_dims), self._sizes(x)).to(x.dtype)
+        return AxisGates.of(torch.split(gates, self._sizes(x), dim=2))
 
-    def _gates(self, means: Tensor | None, maxima: Tensor | None, h: int, w: int) -> Tensor:
+    def _sizes(self, x: Tensor) -> list[int]:
+        return [x.shape[axis] for axis in self.axes]
+
+    def _gates(self, means: Tensor | None, maxima: Tensor | None, sizes: list[int]) -> Tensor:
         f = combine(means, maxima).unsqueeze(3)  # (B, C, H+W, 1)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            f_h, f_w = torch.split(self.act(self.bn1(self.conv1(f))), [h, w], dim=2)
-            a_h, a_w = self.conv_h(f_h), self.conv_w(f_w)
+            parts = torch.split(self.act(self.bn1(self.conv1(f))), sizes, dim=2)
+            a = [self.conv_h(parts[-2]), self.conv_w(parts[-1])]
+            if self.conv_d is not None:
+                a.insert(0, self.conv_d(parts[0]))
         else:
-            f_h, f_w = torch.split(without_overflow(f, self.conv1, self.bn1, self.act), [h, w], dim=2)
-            a_h, a_w = without_overflow(f_h, self.conv_h), without_overflow(f_w, self.conv_w)
-        return self.gate(torch.cat((a_h, a_w), dim=2)).squeeze(3)  # (B, C, H+W)
+            parts = torch.split(without_overflow(f, self.conv1, self.bn1, self.act), sizes, dim=2)
+            a = [without_overflow(parts[-2], self.conv_h), without_overflow(parts[-1], self.conv_w)]
+            if self.conv_d is not None:
+                a.insert(0, without_overflow(parts[0], self.conv_d))
+        return self.gate(torch.cat(a, dim=2)).squeeze(3)  # (B, C, H+W)

@@ -39,6 +39,8 @@ class GroupedCoordinateAttention(GatedLayer):
         pool: Statistics that describe a row or column: ``"avg"``, ``"max"``, or ``"avg+max"`` for their sum.
         share_groups: One pair of convolutions serves every group, as in the paper; ``False`` gives each group its
             own pair. Rows and columns share theirs in both cases.
+        spatial_dims: 2 for images, 3 for volumes. In 3-D the parameters have the same names and shapes, so the
+            weights of either load into the other.
         identity_init: Start as the identity, bit for bit: gates are :math:`2\sigma` and the last convolution is zero.
         device, dtype: Of the parameters.
 
@@ -73,11 +75,12 @@ class GroupedCoordinateAttention(GatedLayer):
         *,
         pool: str = "avg+max",
         share_groups: bool = True,
+        spatial_dims: int = 2,
         identity_init: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(identity_init)
+        super().__init__(spatial_dims, identity_init)
         check_positive_int(channels=channels, groups=groups, reduction=reduction)
         if channels % groups:
             fitting = [f"groups={n}" for n in range(1, 9) if channels % n == 0]
@@ -108,20 +111,21 @@ class GroupedCoordinateAttention(GatedLayer):
         return (self.conv2,)
 
     def options(self) -> dict[str, Any]:
-        names = ("channels", "groups", "reduction", "pool", "share_groups", "identity_init")
+        names = ("channels", "groups", "reduction", "pool", "share_groups", "spatial_dims", "identity_init")
         return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_axes(x)
         # TorchScript hands no functions on, and takes a comment on types only at the end of a line.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return gate(x, self._gates(*pool(x, self.pool)))
+            return gate(x, self._gates(*pool(x, self.pool, self.spatial_dims)), self.spatial_dims)
         else:
-            return attend(x, self.pool, self._gates)
+            return attend(x, self.pool, self._gates, self.spatial_dims)
 
     def gates(self, x: Tensor) -> AxisGates:
-        gates = self._gates(*pool(x, self.pool)).to(x.dtype)
-        gate_h, gate_w = torch.split(gates, [x.shape[2], x.shape[3]], dim=2)
-        return AxisGates(gate_h, gate_w, self.groups)
+        self._check_axes(x)
+        gates = self._gates(*pool(x, self.pool, self.spatial_dims)).to(x.dtype)
+        return AxisGates.of(torch.split(gates, list(x.shape[2:]), dim=2), self.groups)
 
     def _gates(self, means: Tensor | None, maxima: Tensor | None) -> Tensor:
         f = combine(means, maxima)  # (B, C, H+W)

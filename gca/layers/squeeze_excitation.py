@@ -24,6 +24,8 @@ class SE(GatedLayer):
         channels: Input channels :math:`C`.
         reduction: Reduction ratio :math:`r`; at most ``channels``. A ratio that does not divide ``channels`` is
             rounded down to whole channels.
+        spatial_dims: 2 for images, 3 for volumes. In 3-D the parameters have the same names and shapes, so the
+            weights of either load into the other.
         identity_init: Start as the identity, bit for bit: gates are :math:`2\sigma` and the last convolution is zero.
         device, dtype: Of the parameters.
 
@@ -50,11 +52,12 @@ class SE(GatedLayer):
         channels: int,
         reduction: int = 16,
         *,
+        spatial_dims: int = 2,
         identity_init: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(identity_init)
+        super().__init__(spatial_dims, identity_init)
         check_positive_int(channels=channels, reduction=reduction)
         self.channels = channels
         self.reduction = reduction
@@ -69,11 +72,12 @@ class SE(GatedLayer):
         return (self.fc2,)
 
     def options(self) -> dict[str, Any]:
-        return {"channels": self.channels, "reduction": self.reduction, "identity_init": self.identity_init}
+        return {name: getattr(self, name) for name in ("channels", "reduction", "spatial_dims", "identity_init")}
 
     def gates(self, x: Tensor) -> ChannelGates:
-        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        self._check_axes(x)
+        z = x.mean(self.axes).unsqueeze(2).unsqueeze(3)  # (B, C, 1, 1)
         return ChannelGates(self.gate(self.fc2(self.act(self.fc1(z)))).to(x.dtype).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gates(x).channel.unsqueeze(2).unsqueeze(3)
+        return x * self._over_axes(self.gates(x).channel)

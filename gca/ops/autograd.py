@@ -19,41 +19,56 @@ from gca.ops import plain
 from gca.ops.dispatch import select
 from gca.ops.layout import dense
 from gca.ops.tracing import traced
+from gca.ops.volumes import gate_planes, planes, pool_planes, volume
 
 
-def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
-    """Means and maxima of every row and column, ``(B, C, H + W)`` each; ``None`` for what ``kind`` has not."""
+def pool(x: Tensor, kind: str, axes: int = 2) -> tuple[Tensor | None, Tensor | None]:
+    """Means and maxima along each of so many axes, ``(B, C, H + W)`` each; ``None`` for what ``kind`` has not.
+
+    The number of axes is told, since of what FX traces nobody knows it.
+    """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return plain.pool(x, kind)
+        return plain.pool(x, kind, axes)
     else:  # no early return: TorchScript leaves out the branch not taken, but compiles what follows a return
         backend = select(x)
         if backend.DIFFERENTIABLE:
-            return backend.pool(x, kind)  # type: ignore[no-any-return]
+            return backend.pool(x, kind, axes)  # type: ignore[no-any-return]
         x = dense(x)
-        means, maxima, *_ = _Pool.apply(x, kind, backend) if _recorded(x) else backend.pool(x, kind)
-        return means, maxima
+        means, maxima, *_ = _pool(planes(x), kind, backend)
+        return pool_planes(means, maxima, x)
 
 
-def gate(x: Tensor, gates: Tensor) -> Tensor:
-    """``x`` times the gates of its rows and columns, ``(B, C, H + W)``, which are cast to its dtype."""
+def gate(x: Tensor, gates: Tensor, axes: int = 2) -> Tensor:
+    """``x`` times the gates along its axes, ``(B, C, H + W)``, which are cast to its dtype."""
     gates = gates.to(x.dtype)
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return plain.gate(x, gates)
+        return plain.gate(x, gates, axes)
     else:
         backend = select(x)
         if backend.DIFFERENTIABLE:
-            return backend.gate(x, gates)  # type: ignore[no-any-return]
-        return _gate(dense(x), gates, backend, None, None)
+            return backend.gate(x, gates, axes)  # type: ignore[no-any-return]
+        x = dense(x)
+        return volume(_gate(planes(x), gate_planes(gates, x), backend, None, None), x)
 
 
-def attend(x: Tensor, kind: str, gates_of: Callable[[Tensor | None, Tensor | None], Tensor]) -> Tensor:
+def attend(x: Tensor, kind: str, gates_of: Callable[[Tensor | None, Tensor | None], Tensor], axes: int = 2) -> Tensor:
     """``x`` times the gates that ``gates_of`` computes from its means and maxima."""
     backend = select(x)
     if backend.DIFFERENTIABLE:
-        return backend.gate(x, gates_of(*backend.pool(x, kind)).to(x.dtype))  # type: ignore[no-any-return]
+        gates = gates_of(*backend.pool(x, kind, axes)).to(x.dtype)
+        return backend.gate(x, gates, axes)  # type: ignore[no-any-return]
     x = dense(x)
-    means, maxima, *links = _Pool.apply(x, kind, backend) if _recorded(x) else (*backend.pool(x, kind), None, None)
-    return _gate(x, gates_of(means, maxima).to(x.dtype), backend, *links)
+    images = planes(x)
+    means, maxima, *links = _pool(images, kind, backend)
+    gates = gates_of(*pool_planes(means, maxima, x)).to(x.dtype)
+    return volume(_gate(images, gate_planes(gates, x), backend, *links), x)
+
+
+def _pool(x: Tensor, kind: str, backend: ModuleType) -> tuple[Tensor | None, ...]:
+    """Means, maxima and two links; without backward, no links."""
+    if _recorded(x):
+        return _Pool.apply(x, kind, backend)  # type: ignore[no-any-return]
+    return *backend.pool(x, kind), None, None
 
 
 def _gate(x: Tensor, gates: Tensor, backend: ModuleType, *links: Tensor | None) -> Tensor:

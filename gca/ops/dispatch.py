@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gca.ops import plain
 from gca.ops.tracing import traced
+from gca.ops.volumes import plane_shape
 
 BACKENDS = {
     "reference": "gca.ops.reference",
@@ -103,7 +104,7 @@ def _unsupported(name: str, x: Tensor | None) -> str | None:
         return reason
     if traced(x):
         return 'a graph is traced or compiled (compile, export, trace, FX, torch.func), which holds "plain"'
-    return module.unsupported(x.device, x.dtype, x.shape)  # type: ignore[no-any-return]
+    return module.unsupported(x.device, x.dtype, plane_shape(x))  # type: ignore[no-any-return]
 
 
 def _module(name: str) -> ModuleType:

@@ -9,17 +9,20 @@ from torch import Tensor
 
 from gca.ops.tracing import compiling, traced
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+
 
 def is_channels_last(t: Tensor) -> bool:
-    """Whether four axes lie in the order of channels_last, and in no other: with one channel they lie in both."""
-    return t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    """Whether the axes of an image or volume lie in the order of channels_last, or of channels_last_3d, and in no
+    other: with one channel they lie in both."""
+    return t.ndim in CHANNELS_LAST and t.is_contiguous(memory_format=CHANNELS_LAST[t.ndim]) and not t.is_contiguous()
 
 
 def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
     """``x`` in one of the two layouts that kernels take, that of ``like`` if given, copied where it is in neither."""
     if like is not None:
         return x.contiguous(memory_format=torch.contiguous_format if like.is_contiguous() else torch.channels_last)
-    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+    return x if x.is_contiguous(memory_format=CHANNELS_LAST[x.ndim]) else x.contiguous()
 
 
 def new_features(x: Tensor) -> Tensor:

@@ -11,24 +11,42 @@ from gca.ops.tracing import compiling
 DIFFERENTIABLE = True
 
 
-def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
-    """Means and maxima of every row and column, ``(B, C, H + W)``; ``None`` for what ``kind`` has not."""
-    rows, columns, along = 3, 2, 2
+def pool(x: Tensor, kind: str, axes: int = 2) -> tuple[Tensor | None, Tensor | None]:
+    """Means and maxima along each of so many axes, ``(B, C, H + W)``; ``None`` for what ``kind`` has not."""
+    along = 2
     # torch.compile lays convolutions out in channels_last, whatever the layout of x. Reduced in that order, it need not
     # stride from channel to channel. An exported graph may run on either layout.
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         pass
     elif compiling():
-        x, rows, columns, along = x.permute(0, 2, 3, 1), 2, 1, 1
-    means: Tensor | None = None
-    maxima: Tensor | None = None
-    if kind != "max":
-        means = torch.cat((x.mean(rows), x.mean(columns)), dim=along)
-        means = means if along == 2 else means.transpose(1, 2)
-    if kind != "avg":
-        maxima = torch.cat((x.amax(rows), x.amax(columns)), dim=along)
-        maxima = maxima if along == 2 else maxima.transpose(1, 2)
-    return means, maxima
+        x, along = x.movedim(1, -1), 1
+    means: list[Tensor] = []
+    maxima: list[Tensor] = []
+    for others in _others(axes, along):
+        if kind != "max":
+            means.append(x.mean(others))
+        if kind != "avg":
+            maxima.append(x.amax(others))
+    return _side_by_side(means, along), _side_by_side(maxima, along)
+
+
+def _others(axes: int, first: int) -> list[list[int]]:
+    """For each of so many axes, the others."""
+    result: list[list[int]] = []
+    for axis in range(first, first + axes):
+        others: list[int] = []
+        for other in range(first, first + axes):
+            if other != axis:
+                others.append(other)  # TorchScript knows no comprehension with a condition
+        result.append(others)
+    return result
+
+
+def _side_by_side(features: list[Tensor], along: int) -> Tensor | None:
+    if len(features) == 0:
+        return None
+    joined = torch.cat(features, dim=along)
+    return joined if along == 2 else joined.transpose(1, 2)
 
 
 def combine(means: Tensor | None, maxima: Tensor | None) -> Tensor:
@@ -49,10 +67,18 @@ def combine(means: Tensor | None, maxima: Tensor | None) -> Tensor:
     raise ValueError("nothing to combine: there are neither means nor maxima")
 
 
-def gate(x: Tensor, gates: Tensor) -> Tensor:
-    """Gate every position by its row and its column; ``gates`` are ``(B, C, H + W)``."""
-    gate_h, gate_w = torch.split(gates, [x.shape[2], x.shape[3]], dim=2)
-    return x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
+def gate(x: Tensor, gates: Tensor, axes: int = 2) -> Tensor:
+    """Gate every position by its place along each of so many axes; ``gates`` are ``(B, C, H + W)``."""
+    sizes: list[int] = []
+    for axis in range(2, 2 + axes):
+        sizes.append(x.shape[axis])  # FX takes a list of numbers that it does not know
+    parts = torch.split(gates, sizes, dim=2)
+    for i, others in enumerate(_others(axes, 2)):
+        part = parts[i]
+        for other in others:
+            part = part.unsqueeze(other)
+        x = x * part
+    return x
 
 
 def pool_backward(x: Tensor, maxima: Tensor | None, grad_means: Tensor | None, grad_maxima: Tensor | None) -> Tensor:

@@ -51,6 +51,12 @@ def test_triton(which: str) -> None:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")
+def test_triton_on_volumes() -> None:
+    which = "triton and (size0 and avg+max or ties) and (contiguous or channels_last_3d)"
+    run_tests(TRITON, which, "test_volumes.py")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")
 @pytest.mark.parametrize(("capability", "dtype"), [("80", "bfloat16"), ("90", "float32")])
 def test_triton_compiles_for_gpus_that_are_not_here(capability: str, dtype: str, tmp_path: Path) -> None:
     """What the interpreter takes, the compiler may refuse."""

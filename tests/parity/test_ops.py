@@ -1,8 +1,5 @@
 """Every backend of the two operations against the formulas, in float64."""
 
-import importlib.util
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,27 +12,8 @@ from gca import ops
 from gca.ops import POOLS, autograd
 from gca.ops.plain import combine
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-FAST = [
-    "plain",
-    "torch",
-    pytest.param("numba", marks=pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="needs numba")),
-    pytest.param(
-        "triton",
-        marks=pytest.mark.skipif(
-            not (INTERPRETED or torch.cuda.is_available()), reason="without a GPU it runs in a process of its own"
-        ),
-    ),
-]
 SIZES = [(6, 9), (1, 5), (4, 1), (1, 1), (2, 2), (17, 33)]
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided")
-
-
-@pytest.fixture(params=FAST)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    on_gpu = request.param == "triton" and not INTERPRETED
-    with torch.device("cuda" if on_gpu else "cpu"), ops.backend(request.param):
-        yield request.param
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:

@@ -366,12 +366,12 @@ def test_sub_classes_of_blocks_without_a_slot_are_refused() -> None:
         gca.inject(Mine(8, 8))
 
 
-def test_three_dimensional_and_quantized_blocks_are_refused() -> None:
+def test_one_dimensional_and_quantized_blocks_are_refused() -> None:
     from monai.networks.nets import resnet
     from torchvision.models.quantization import resnet18
 
-    model = resnet.ResNet("basic", [1, 1, 1, 1], [4, 8, 8, 8])
-    with pytest.raises(ValueError, match=r"two-dimensional images, but block 'layer1.0' .* shape \(4, 4, 3, 3, 3\)"):
+    model = resnet.ResNet("basic", [1, 1, 1, 1], [4, 8, 8, 8], spatial_dims=1)
+    with pytest.raises(ValueError, match=r"images and volumes, but block 'layer1.0' .* shape \(4, 4, 3\)"):
         gca.inject(model)
     with pytest.raises(ValueError, match="QuantizableBasicBlock: it is built for quantization"):
         gca.inject(resnet18(quantize=False))

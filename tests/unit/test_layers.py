@@ -208,11 +208,11 @@ def test_parameter_names_are_a_promise(module: nn.Module, keys: list[str]) -> No
     [
         (
             gca.GroupedCoordinateAttention(16, 4, pool="max"),
-            "(\n  16, groups=4, reduction=2, pool='max', share_groups=True, identity_init=False\n",
+            "(\n  16, groups=4, reduction=2, pool='max', share_groups=True, spatial_dims=2, identity_init=False\n",
         ),
-        (gca.CoordinateAttention(16, 4), "(\n  16, reduction=4, identity_init=False\n"),
-        (gca.SE(16, 4, identity_init=True), "(\n  16, reduction=4, identity_init=True\n"),
-        (gca.CBAM(16, 4, 3), "(\n  16, reduction=4, kernel_size=3, identity_init=False\n"),
+        (gca.CoordinateAttention(16, 4), "(\n  16, reduction=4, spatial_dims=2, identity_init=False\n"),
+        (gca.SE(16, 4, identity_init=True), "(\n  16, reduction=4, spatial_dims=2, identity_init=True\n"),
+        (gca.CBAM(16, 4, 3), "(\n  16, reduction=4, kernel_size=3, spatial_dims=2, identity_init=False\n"),
     ],
     ids=lambda value: type(value).__name__,
 )

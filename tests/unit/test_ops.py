@@ -411,7 +411,7 @@ def test_float16_does_not_overflow_where_the_gates_are_computed(layer: Any, trai
 @pytest.mark.parametrize("layer", [gca.GroupedCoordinateAttention, gca.CoordinateAttention])
 def test_gates_are_those_that_forward_multiplies_by(layer: Any, layout: torch.memory_format, x: Tensor) -> None:
     module, x = layer(8, 4).eval(), x.contiguous(memory_format=layout)
-    gate_h, gate_w, _ = module.gates(x)
+    gate_h, gate_w, *_ = module.gates(x)
     assert torch.equal(ops.axis_gate(x, gate_h, gate_w), module(x))
 
 
