@@ -20,8 +20,8 @@ encoders = pytest.importorskip("dynamic_network_architectures.building_blocks.re
 
 JIT = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
 TRACE = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of instance norm
-OPERATORS = {2: (nn.Conv2d, nn.InstanceNorm2d)}
-SIZES = {2: (2, 1, 32, 24)}
+OPERATORS = {2: (nn.Conv2d, nn.InstanceNorm2d), 3: (nn.Conv3d, nn.InstanceNorm3d)}
+SIZES = {2: (2, 1, 32, 24), 3: (2, 1, 16, 12, 8)}
 LAST = {"BasicBlockD": "conv2", "BottleneckD": "conv3"}  # a convolution and its norm
 SHAPE = {"n_stages": 3, "features_per_stage": [8, 16, 24], "kernel_sizes": 3, "strides": [1, 2, 2]}
 
