@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timm.layers.cbam import CbamModule
-from timm.layers.coord_attn import CoordAttn
 from timm.layers.eca import EcaModule
-from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 
 import gca
+from contenders import timm_attention
 from gca import ops
 from gca.ops import autograd
 from gca.ops.plain import combine
@@ -41,6 +39,7 @@ from timing import (
 )
 
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+TIMM = timm_attention()
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 Call = Callable[[], object]
 Function = Callable[..., tuple[Tensor, ...]]
@@ -121,9 +120,7 @@ def modules(channels: int) -> dict[str, nn.Module]:
         "coord": gca.CoordinateAttention(channels),
         "CBAM": gca.CBAM(channels),
         "SE": gca.SE(channels),
-        "timm CoordAttn": CoordAttn(channels),
-        "timm CBAM": CbamModule(channels),
-        "timm SE": SEModule(channels),
+        **{name: attention(channels) for name, attention in TIMM.items()},
         "timm ECA": EcaModule(channels),
     }
 
@@ -151,7 +148,7 @@ def module_contenders(x: Tensor, naive_x: Tensor, compiled: bool) -> Iterator[tu
             yield module_contender(name, module, naive_x if name == "naive" else x, backend, expected)
     if compiled:
         torch.compiler.reset()  # or the second shape would be compiled as one of many
-        for name in ("naive", "GCA", "timm CBAM", "timm CoordAttn"):
+        for name in ("naive", "GCA", *(name for name in TIMM if name != "timm SE")):
             graph = torch.compile(built[name], fullgraph=True)
             yield module_contender(f"{name} compiled", graph, naive_x if name == "naive" else x, None, expected)
     b, c, h, w = x.shape

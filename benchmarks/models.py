@@ -14,12 +14,10 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers.cbam import CbamModule
-from timm.layers.coord_attn import CoordAttn
-from timm.layers.squeeze_excite import SEModule
 from torch import nn
 
 import gca
+from contenders import timm_attention
 from gca import ops
 from naive import NaiveGCA
 from plots import plot_models
@@ -33,9 +31,7 @@ ATTENTION: dict[str, Any] = {
     "no attention": None,
     "GCA": "gca",
     "naive GCA": NaiveGCA,
-    "timm SE": SEModule,
-    "timm CBAM": CbamModule,
-    "timm CoordAttn": CoordAttn,
+    **timm_attention(),
 }
 RUNS = ("eager", "graph", "compiled")  # graph: eager kernels, replayed from a CUDA graph
 COLUMNS = ["network", "mode", "run", "contender", "ms", "overhead_percent", "overhead_q1", "overhead_q3", "peak_mib"]

@@ -14,7 +14,7 @@ LIBRARIES = {
     "segmentation_models_pytorch": "segmentation-models-pytorch",
     "monai": "MONAI",
     "transformers": "transformers",
-    "dynamic_network_architectures": "nnU-Net",
+    "dynamic_network_architectures": "nnU-Net (dynamic-network-architectures)",
     "timm_3d": "timm_3d",
 }
 USUAL = "the last norm"
@@ -64,8 +64,8 @@ that mix them with blocks of the table above, such as tresnet, choose the others
 
 TAIL = """
 Sub-classes of a supported block that override `forward` are unknown; sub-classes that do not are supported where the
-class has a place of its own, and refused where it has none. Blocks with three-dimensional convolutions are refused: the
-layers are for images.
+class has a place of its own, and refused where it has none. Layers are for images or volumes as the last convolution of
+their block is.
 
 A layer that starts as the identity (`identity_init=True`) stays so through the `init_weights` of timm's resnet and
 resnetv2. HRNet's draws every convolution anew; afterwards, call `zero_init_last()` on every layer of

@@ -11,8 +11,8 @@ from gca import ops
 from gca.families import FAMILIES
 
 PACKAGES = (
-    "torch", "timm", "torchvision", "segmentation-models-pytorch", "monai", "transformers", "einops", "numba", "triton",
-    "safetensors",
+    "torch", "timm", "torchvision", "segmentation-models-pytorch", "monai", "transformers", "nnunetv2", "einops",
+    "numba", "triton", "safetensors",
 )  # fmt: skip
 
 

@@ -108,8 +108,9 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
         blocks.append(block)
         layers.append(new)
     check_untampered(blocks)
+    coming = _coming(model, blocks, content["layers"])
     for name in content["also"]:
-        _check_fits(model, name, tensors, content["layers"])
+        _check_fits(model, name, tensors, coming)
     with torch.inference_mode(False):
         for entry, block, new in zip(content["layers"], blocks, layers, strict=True):
             put(block, new, stacking=entry["stacked"])
@@ -218,10 +219,21 @@ def _builder(entry: Entry, layer: Build | Mapping[str, Build] | None) -> tuple[B
     return found, entry["options"]
 
 
-def _check_fits(model: nn.Module, name: str, tensors: dict[str, Tensor], entries: list[Entry]) -> None:
+def _coming(model: nn.Module, blocks: list[Block], entries: list[Entry]) -> tuple[str, ...]:
+    """What the keys of the layers to come begin with, by every name of their block: a decoder may hold the encoder."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return tuple(
+        f"{name}{entry['name'].removeprefix(block.name)}.".lstrip(".")
+        for block, entry in zip(blocks, entries, strict=True)
+        for name in names[block.module]
+    )
+
+
+def _check_fits(model: nn.Module, name: str, tensors: dict[str, Tensor], coming: tuple[str, ...]) -> None:
     """Raise unless a file has a module of a network whole, apart from the attention that is still to come."""
-    new = tuple(f"{entry['name']}." for entry in entries)
-    theirs = {key: x for key, x in _below(tensors, name).items() if not f"{name}.{key}".startswith(new)}
+    theirs = {key: x for key, x in _below(tensors, name).items() if not f"{name}.{key}".startswith(coming)}
     ours = _module(model, name).state_dict()
     differing = sorted(theirs.keys() ^ ours.keys())
     for key in theirs.keys() & ours.keys():

@@ -133,8 +133,11 @@ class Block:
         """Stage, counted from 1, as the name of the block gives it; ``None`` outside a stage.
 
         ``layer1``, ``stage1`` and ``level1`` carry it; in ``stages.0``, and in the ``blocks.0.0`` of timm's inverted
-        residuals, the count starts from 0. ``features_only`` models have an underscore in place of the dot.
+        residuals, the count starts from 0. ``features_only`` models have an underscore in place of the dot. Stages are
+        those of an encoder: the blocks of a decoder are in none.
         """
+        if [part for part in self.name.split(".") if part in ("encoder", "decoder")][-1:] == ["decoder"]:
+            return None
         pattern = r"(?:^|[._])(layer|stage|level|stages[._]|blocks\.(?=\d+\.\d+$))(\d+)(?=\.|$)"
         found = re.findall(pattern, self.name)
         if not found:

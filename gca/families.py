@@ -188,6 +188,20 @@ FAMILIES: dict[str, BlockFamily] = {
     "transformers.models.bit.modeling_bit.BitBottleneckLayer": _without_slot(
         'the same with layer_type="bottleneck", as in hybrid ViTs and DPT', "conv3", "transformers.BitBottleneckLayer"
     ),
+    "dynamic_network_architectures.building_blocks.residual.BasicBlockD": BlockFamily(
+        "ResidualEncoderUNet of nnU-Net's residual encoder plans (M, L, XL), ResidualUNet, ResNets",
+        "squeeze_excitation",
+        "conv2.conv",
+        f"{SLOTS}.nnunet.BasicBlockD",
+        "the last norm, before drop path",
+    ),
+    "dynamic_network_architectures.building_blocks.residual.BottleneckD": BlockFamily(
+        "the same with bottlenecks",
+        "squeeze_excitation",
+        "conv3.conv",
+        f"{SLOTS}.nnunet.BottleneckD",
+        "the last norm, before drop path",
+    ),
 }
 
 _BEFORE_CONV3 = "its own se stands before conv3, and it has no place for attention after"
@@ -197,6 +211,10 @@ _REGNET = "attention stands before its last convolution, as in its Y layers, and
 _POOLED = "where it strides, its branch ends in a pooling that follows the last norm"
 _CONCATENATED = "its branches are concatenated: there is no residual sum"
 _PART = "only a part of its output is added to the shortcut, the rest is concatenated"
+_PLAIN = (
+    "it stacks plain convolutions without a residual sum, as nnU-Net's default plans do; use residual encoder plans: "
+    "nnUNetv2_plan_and_preprocess -pl nnUNetPlannerResEncM, then -p nnUNetResEncUNetMPlans"
+)
 _QUANTIZED = "it is built for quantization, which fuses its last norm away and adds in a quantized operator"
 
 # Blocks that look like the ones above, and why they are left alone.
@@ -226,6 +244,7 @@ REFUSED: dict[str, str] = {
     "segmentation_models_pytorch.encoders._xception.Block": _POOLED,
     "transformers.models.regnet.modeling_regnet.RegNetXLayer": _REGNET,
     "transformers.models.regnet.modeling_regnet.RegNetYLayer": _REGNET,
+    "dynamic_network_architectures.building_blocks.plain_conv_encoder.PlainConvEncoder": _PLAIN,
 }
 
 _registered: set[str] = set()  # of FAMILIES, by users

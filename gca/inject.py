@@ -51,8 +51,9 @@ def inject(
     branch of a pretrained network would be damped (to about a quarter for ``"gca"`` and ``"coord"``).
 
     Args:
-        model: Any network that contains residual blocks of timm, torchvision, segmentation-models-pytorch, MONAI or
-            transformers, e.g. ``timm.create_model("resnet50")`` or a segmentation or detection model around one.
+        model: Any network that contains residual blocks of timm, torchvision, segmentation-models-pytorch, MONAI,
+            transformers or nnU-Net, e.g. ``timm.create_model("resnet50")`` or a segmentation or detection model around
+            one.
             ``python -m gca`` lists the block classes, and :func:`gca.register_block` adds others.
         layer: ``"gca"``, ``"coord"``, ``"cbam"`` or ``"se"``, or a callable ``(channels, **options) -> nn.Module``
             whose result keeps the shape of its input. The library's own take the dimension of the block's last

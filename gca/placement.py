@@ -93,12 +93,12 @@ def empty(block: Block) -> None:
     module, before = block.module, block.before
     if before is not None:
         delattr(module, NOTE)
-        if before.occupant is None:
+        occupant = before.occupant
+        if occupant is None:
             delattr(module, block.slot)  # the slot was a plain None, not a registered sub-module, or not there at all
         if before.family.slotted is not None:
             module.__class__ = before.cls
-        else:
-            occupant = before.occupant
+        if occupant is not None or before.family.slotted is None:
             setattr(module, block.slot, occupant if occupant is None else like_block(occupant, block))
     occupant = block.occupant
     if occupant is not None and _is_stacked(occupant):

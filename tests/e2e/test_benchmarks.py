@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from contenders import timm_attention
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +21,7 @@ ROOT = Path(__file__).parents[2]
         (
             "models.py",
             ["--size", "64", "--networks", "resnet50", "--modes", "training"],
-            {"no attention", "GCA", "naive GCA", "timm SE", "timm CBAM", "timm CoordAttn"},
+            {"no attention", "GCA", "naive GCA", *timm_attention()},
             "overhead.png",
         ),
     ],
@@ -35,3 +38,12 @@ def test_benchmark(script: str, options: list[str], contenders: set[str], pictur
     with (tmp_path / "table.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(results["rows"])
     assert (tmp_path / picture).stat().st_size > 1000
+
+
+def test_a_timm_without_coordinate_attention_is_said_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm.layers.coord_attn", None)
+    assert list(timm_attention()) == ["timm SE", "timm CBAM"]
+    message = r"timm CoordAttn is not measured: timm \S+ has none; pip install 'timm>=1.0.23'\n"
+    assert re.fullmatch(message, capsys.readouterr().err)

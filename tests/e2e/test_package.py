@@ -152,7 +152,7 @@ def test_the_metadata_says_what_the_package_is(metadata: email.message.Message) 
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_all("License-File") == ["LICENSE"]
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "seg", "examples", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "seg", "nnunet", "examples", "docs", "dev"}
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert sorted(re.split(r"[<>=!~;\s]", line)[0] for line in needed) == ["einops", "safetensors", "timm", "torch"]
 
