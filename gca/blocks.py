@@ -169,7 +169,8 @@ def _identify(name: str, module: nn.Module) -> Block | None:
         parent = next((name for name in map(qualified, type(module).__mro__) if name in FAMILIES), None)
         reason = f"it has another forward than its parent {parent}; register it with gca.register_block"
         return Block(name, module, None, reason) if parent else None
-    if family.requires and not getattr(module, family.requires):
+    required = family.requires
+    if required is not None and not (required(module) if callable(required) else getattr(module, required)):
         return None
     if exact not in FAMILIES and family.slotted:
         reason = (

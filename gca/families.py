@@ -23,7 +23,8 @@ class BlockFamily:
         last_conv: Dotted name of the convolution whose output reaches the slot, or of a Sequential that ends in it.
         slotted: The sub-class that has the slot, or its qualified name, where the class itself has none.
         position: What stands before the slot.
-        requires: Attribute that must be true: without it, such as without a shortcut, a block is no insertion point.
+        requires: Attribute of the block that must be true, or a question about it: where it is not, such as without a
+            shortcut, a block is no insertion point.
         on_request: Qualified name of the part that is built of these blocks, such as a decoder: they are chosen only
             when that part itself is what is injected, never along with the whole network.
     """
@@ -33,12 +34,21 @@ class BlockFamily:
     last_conv: str
     slotted: str | type[nn.Module] | None = None
     position: str = "the last norm"
-    requires: str | None = None
+    requires: str | Callable[[nn.Module], bool] | None = None
     on_request: str | None = None
 
 
+def _ends_in_activation(unit: Any) -> bool:
+    """Whether a ``ResidualUnit`` of MONAI ends in a norm or an activation: the last one of a UNet is its head."""
+    return hasattr(unit.conv[-1], "adn")
+
+
 def _without_slot(
-    models: str, last_conv: str, slotted: str, position: str = "the last norm", requires: str | None = None
+    models: str,
+    last_conv: str,
+    slotted: str,
+    position: str = "the last norm",
+    requires: str | Callable[[nn.Module], bool] | None = None,
 ) -> BlockFamily:
     return BlockFamily(models, "attention", last_conv, f"{SLOTS}.{slotted}", position, requires)
 
@@ -55,6 +65,8 @@ FAMILIES: dict[str, BlockFamily] = {
         "conv3",
     ),
     "timm.models.resnet.BasicBlock": BlockFamily("resnet18, resnet34, seresnet18, ..., hrnet", "se", "conv2"),
+    "timm_3d.models.resnet.Bottleneck": BlockFamily("resnet50, ... in 3-D", "se", "conv3"),
+    "timm_3d.models.resnet.BasicBlock": BlockFamily("resnet18, ... in 3-D", "se", "conv2"),
     "timm.models.res2net.Bottle2neck": BlockFamily("res2net, res2next", "se", "conv3"),
     "timm.models.sknet.SelectiveKernelBottleneck": BlockFamily("skresnet50, skresnext50", "se", "conv3.conv"),
     "timm.models.sknet.SelectiveKernelBasic": BlockFamily("skresnet18, skresnet34", "se", "conv2.conv"),
@@ -140,6 +152,12 @@ FAMILIES: dict[str, BlockFamily] = {
     "torchvision.models.mnasnet._InvertedResidual": _without_slot(
         "mnasnet", "layers", "torchvision.MNASNetResidual", requires="apply_residual"
     ),
+    "torchvision.models.video.resnet.BasicBlock": _without_slot(
+        "r3d_18, mc3_18, r2plus1d_18", "conv2", "torchvision_video.BasicBlock"
+    ),
+    "torchvision.models.video.resnet.Bottleneck": _without_slot(
+        "VideoResNet of bottlenecks", "conv3", "torchvision_video.Bottleneck"
+    ),
     "segmentation_models_pytorch.encoders._senet.Bottleneck": BlockFamily(
         "senet154, se_resnet50, se_resnext50_32x4d, ...", "se_module", "conv3"
     ),
@@ -161,14 +179,24 @@ FAMILIES: dict[str, BlockFamily] = {
         requires="conv2",
         on_request="segmentation_models_pytorch.decoders.unetplusplus.decoder.UnetPlusPlusDecoder",
     ),
-    "monai.networks.nets.resnet.ResNetBottleneck": _without_slot(
-        "resnet50, ... with spatial_dims=2", "conv3", "monai.ResNetBottleneck"
-    ),
-    "monai.networks.nets.resnet.ResNetBlock": _without_slot(
-        "resnet18, resnet34, ... with spatial_dims=2", "conv2", "monai.ResNetBlock"
-    ),
+    "monai.networks.nets.resnet.ResNetBottleneck": _without_slot("resnet50, ...", "conv3", "monai.ResNetBottleneck"),
+    "monai.networks.nets.resnet.ResNetBlock": _without_slot("resnet18, resnet34, ...", "conv2", "monai.ResNetBlock"),
     "monai.networks.blocks.squeeze_and_excitation.SEBlock": BlockFamily(
-        "SENet154, SEResNet50, SEResNext50, ... with spatial_dims=2", "se_layer", "conv3.conv"
+        "SENet154, SEResNet50, SEResNext50, ...", "se_layer", "conv3.conv"
+    ),
+    "monai.networks.blocks.segresnet_block.ResBlock": _without_slot("SegResNet", "conv2", "monai.ResBlock", _NO_NORM),
+    "monai.networks.nets.segresnet_ds.SegResBlock": _without_slot(
+        "SegResNetDS, SegResNetDS2, the encoder of VISTA3D", "conv2", "monai.SegResBlock", _NO_NORM
+    ),
+    "monai.networks.blocks.dynunet_block.UnetResBlock": _without_slot(
+        "DynUNet(res_block=True), UNETR, SwinUNETR", "conv2", "monai.UnetResBlock"
+    ),
+    "monai.networks.blocks.convolutions.ResidualUnit": _without_slot(
+        "UNet with num_res_units, except its head",
+        "conv",
+        "monai.ResidualUnit",
+        "the activation that follows the last norm",
+        _ends_in_activation,
     ),
     "transformers.models.resnet.modeling_resnet.ResNetBottleNeckLayer": _without_slot(
         "ResNetModel and its heads", "layer.2.convolution", "transformers.ResNetBottleNeckLayer"
@@ -245,6 +273,13 @@ REFUSED: dict[str, str] = {
     "transformers.models.regnet.modeling_regnet.RegNetXLayer": _REGNET,
     "transformers.models.regnet.modeling_regnet.RegNetYLayer": _REGNET,
     "dynamic_network_architectures.building_blocks.plain_conv_encoder.PlainConvEncoder": _PLAIN,
+}
+
+# Networks of plain convolutions, which have no residual sum for attention to stand before, and what has one.
+PLAIN: dict[str, str] = {
+    "monai.networks.blocks.dynunet_block.UnetBasicBlock": "DynUNet has residual blocks with res_block=True",
+    "monai.networks.nets.basic_unet.TwoConv": "take UNet with num_res_units=2, or SegResNet",
+    "monai.networks.nets.unet.UNet": "UNet has residual units with num_res_units=2",
 }
 
 _registered: set[str] = set()  # of FAMILIES, by users

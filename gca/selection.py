@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from gca.blocks import Block, composites, find_blocks, requested
-from gca.families import qualified
+from gca.families import PLAIN, qualified
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -128,6 +128,9 @@ def _nothing_known(model: nn.Module, found: list[Block]) -> str:
     refused = [block for block in found if not block.family]
     if refused:
         return f"no residual block in {kind} can be given attention: {_reasons(refused)}{hint}"
+    plain = [PLAIN[name] for name in map(qualified, map(type, model.modules())) if name in PLAIN]
+    if plain:
+        return f"{kind} has plain convolutions, and no residual sum that attention could stand before; {plain[0]}"
     parts = composites(model)
     return (
         f"no known residual block in {kind}; "

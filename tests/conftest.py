@@ -44,7 +44,7 @@ def randomize(module: nn.Module) -> nn.Module:
         if isinstance(child, GatedLayer) and child.identity_init:
             for conv in child.last_convs():
                 nn.init.normal_(conv.weight)
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.normal_(child.weight, 1, 0.2)
             nn.init.normal_(child.bias, 0, 0.2)
             nn.init.normal_(child.running_mean, 0, 0.2)

@@ -1,5 +1,6 @@
 """One small network per family of residual blocks, for the tests of the injector."""
 
+import warnings
 from collections.abc import Callable
 
 import timm
@@ -25,11 +26,12 @@ def _smp(encoder: str) -> Callable[[], nn.Module]:
     return build
 
 
-def _monai(block: str) -> Callable[[], nn.Module]:
+def _monai(block: str, spatial_dims: int = 2) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         from monai.networks.nets import resnet
 
-        return resnet.ResNet(block, [1, 1, 1, 1], [8, 16, 24, 32], spatial_dims=2, n_input_channels=3, num_classes=10)
+        sizes = [1, 1, 1, 1], [8, 16, 24, 32]
+        return resnet.ResNet(block, *sizes, spatial_dims=spatial_dims, n_input_channels=3, num_classes=10)
 
     return build
 
@@ -116,6 +118,75 @@ def _decoder(architecture: str) -> Callable[[], nn.Module]:
     return build
 
 
+def _monai_3d(name: str, **options: object) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from monai.networks import nets
+
+        return getattr(nets, name)(**options)
+
+    return build
+
+
+class Logits(nn.Module):
+    """Returns the last of several outputs, so that a network of deep supervision compares like the others."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = self.model(x)
+        return output[0] if isinstance(output, list | tuple) else output
+
+
+def _segresnet_ds() -> nn.Module:
+    from monai.networks.nets import SegResNetDS
+
+    return Logits(SegResNetDS(init_filters=8, in_channels=3, blocks_down=(1, 2), dsdepth=2, norm="INSTANCE"))
+
+
+def _swin_unetr() -> nn.Module:
+    from monai.networks.nets import SwinUNETR
+
+    with torch.device("cpu"):  # it computes with numbers
+        return SwinUNETR(3, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), spatial_dims=2)
+
+
+def _dynunet() -> nn.Module:
+    from monai.networks.nets import DynUNet
+
+    sizes = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [8, 12, 16]}
+    return DynUNet(3, 3, 2, **sizes, res_block=True)
+
+
+def _video(name: str, bottleneck: bool = False) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from torchvision.models.video import resnet
+
+        builders = {
+            "r3d": [resnet.Conv3DSimple] * 4,
+            "mc3": [resnet.Conv3DSimple] + [resnet.Conv3DNoTemporal] * 3,
+            "r2plus1d": [resnet.Conv2Plus1D] * 4,
+        }
+        block = resnet.Bottleneck if bottleneck else resnet.BasicBlock
+        stem = resnet.R2Plus1dStem if name == "r2plus1d" else resnet.BasicStem
+        return resnet.VideoResNet(block, builders[name], [1, 1, 1, 1], stem, num_classes=10)
+
+    return build
+
+
+def _timm_3d(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*torch.jit.*")  # what it scripts when it is imported
+            from timm_3d.models import resnet
+
+        block = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}[name]
+        return resnet.ResNet(block, [1, 1, 1, 1], num_classes=10)
+
+    return build
+
+
 # name -> how to build it, residual blocks in it
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (_timm("resnet18"), 8),
@@ -163,10 +234,41 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "monai basic": (_monai("basic"), 4),
     "monai bottleneck": (_monai("bottleneck"), 4),
     "monai senet": (_monai_senet, 4),
+    "monai SwinUNETR": (_swin_unetr, 10),
     "transformers basic": (_transformers("resnet", "basic"), 5),
     "transformers bottleneck": (_transformers("resnet", "bottleneck"), 5),
     "transformers rt_detr basic": (_transformers("rt_detr", "basic"), 5),
     "transformers rt_detr bottleneck": (_transformers("rt_detr", "bottleneck"), 5),
     "transformers bit": (_transformers("bit", "preactivation"), 5),
     "transformers bit bottleneck": (_transformers("bit", "bottleneck"), 5),
+}
+
+# The same for networks that take volumes.
+VOLUMES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "monai basic 3-D": (_monai("basic", 3), 4),
+    "monai bottleneck 3-D": (_monai("bottleneck", 3), 4),
+    "monai SegResNet 3-D": (
+        _monai_3d("SegResNet", init_filters=8, in_channels=3, blocks_down=(1, 2), blocks_up=(1,), dropout_prob=0.2),
+        4,
+    ),
+    "monai SegResNetDS 3-D": (_segresnet_ds, 4),
+    "monai DynUNet 3-D": (_dynunet, 3),
+    "monai UNETR 3-D": (
+        _monai_3d(
+            "UNETR", in_channels=3, out_channels=2, img_size=16, feature_size=8, hidden_size=16, mlp_dim=16, num_heads=2
+        ),
+        8,
+    ),
+    "monai UNet 3-D": (
+        _monai_3d(
+            "UNet", spatial_dims=3, in_channels=3, out_channels=2, channels=(8, 12, 16), strides=(2, 2), num_res_units=2
+        ),
+        4,
+    ),
+    "torchvision r3d 3-D": (_video("r3d"), 4),
+    "torchvision mc3 3-D": (_video("mc3"), 4),
+    "torchvision r2plus1d 3-D": (_video("r2plus1d"), 4),
+    "torchvision bottleneck 3-D": (_video("r3d", bottleneck=True), 4),
+    "timm_3d basic 3-D": (_timm_3d("basic"), 4),
+    "timm_3d bottleneck 3-D": (_timm_3d("bottleneck"), 4),
 }

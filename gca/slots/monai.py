@@ -1,6 +1,7 @@
-"""MONAI's two-dimensional ResNet blocks with a slot."""
+"""MONAI's residual blocks with a slot, for images and for volumes."""
 
-from monai.networks.nets import resnet
+from monai.networks.blocks import convolutions, dynunet_block, segresnet_block
+from monai.networks.nets import resnet, segresnet_ds
 from torch import Tensor
 
 
@@ -29,3 +30,48 @@ class ResNetBottleneck(resnet.ResNetBottleneck):
             residual = self.downsample(x)
         out += residual
         return self.act(out)
+
+
+class ResBlock(segresnet_block.ResBlock):
+    """SegResNet's pre-activation block with attention after its last convolution, which no norm follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        x = self.conv1(self.act(self.norm1(x)))
+        x = self.attention(self.conv2(self.act(self.norm2(x))))
+        x += identity
+        return x
+
+
+class SegResBlock(segresnet_ds.SegResBlock):
+    """SegResNetDS's pre-activation block with attention after its last convolution, which no norm follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        x = self.conv2(self.act2(self.norm2(self.conv1(self.act1(self.norm1(x))))))
+        x = self.attention(x)
+        x += identity
+        return x
+
+
+class UnetResBlock(dynunet_block.UnetResBlock):
+    """The block of DynUNet, UNETR and SwinUNETR with attention after ``norm2``."""
+
+    def forward(self, inp: Tensor) -> Tensor:
+        residual = inp
+        out: Tensor = self.lrelu(self.norm1(self.conv1(inp)))
+        out = self.attention(self.norm2(self.conv2(out)))
+        if hasattr(self, "conv3"):
+            residual = self.conv3(residual)
+        if hasattr(self, "norm3"):
+            residual = self.norm3(residual)
+        out += residual
+        return self.lrelu(out)
+
+
+class ResidualUnit(convolutions.ResidualUnit):
+    """UNet's unit with attention after the activation of its last convolution; its head has none, and no attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        res: Tensor = self.residual(x)
+        return self.attention(self.conv(x)) + res

@@ -16,14 +16,18 @@ import gca
 from gca.blocks import find_blocks, requested
 from gca.families import FAMILIES, REFUSED, qualified
 from tests.conftest import randomize
-from tests.models import NETWORKS
+from tests.models import NETWORKS, VOLUMES
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+VIDEOS = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+EVERY = NETWORKS | VOLUMES
 
 # Which module's output must reach the slot: written down once more, apart from the table under test.
 LAST = {
     "timm.models.resnet.Bottleneck": "bn3",
     "timm.models.resnet.BasicBlock": "bn2",
+    "timm_3d.models.resnet.Bottleneck": "bn3",
+    "timm_3d.models.resnet.BasicBlock": "bn2",
     "timm.models.res2net.Bottle2neck": "bn3",
     "timm.models.sknet.SelectiveKernelBottleneck": "conv3.bn",
     "timm.models.sknet.SelectiveKernelBasic": "conv2.bn",
@@ -62,6 +66,12 @@ LAST = {
     "monai.networks.nets.resnet.ResNetBottleneck": "bn3",
     "monai.networks.nets.resnet.ResNetBlock": "bn2",
     "monai.networks.blocks.squeeze_and_excitation.SEBlock": "conv3.adn.N",
+    "monai.networks.blocks.segresnet_block.ResBlock": "conv2",
+    "monai.networks.nets.segresnet_ds.SegResBlock": "conv2",
+    "monai.networks.blocks.dynunet_block.UnetResBlock": "norm2",
+    "monai.networks.blocks.convolutions.ResidualUnit": "conv",
+    "torchvision.models.video.resnet.BasicBlock": "conv2",
+    "torchvision.models.video.resnet.Bottleneck": "conv3",
     "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBottleNeckLayer": "layer.2.normalization",
     "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBasicLayer": "layer.1.normalization",
     "transformers.models.bit.modeling_bit.BitPreActivationBottleneckLayer": "conv3",
@@ -77,9 +87,13 @@ def family_name(block: nn.Module) -> str:
     return next(qualified(cls) for cls in type(block).__mro__ if qualified(cls) in FAMILIES)
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=EVERY)
 def network(request: pytest.FixtureRequest) -> nn.Module:
-    return randomize(NETWORKS[request.param][0]()).eval()
+    return randomize(EVERY[request.param][0]()).eval()
+
+
+def what_it_takes(model: nn.Module) -> torch.Tensor:
+    return VIDEOS if any(isinstance(module, nn.Conv3d) for module in model.modules()) else IMAGES
 
 
 def structure(model: nn.Module) -> list[object]:
@@ -96,7 +110,7 @@ def run(model: nn.Module, state: dict[str, torch.Tensor], training: bool) -> lis
     model.train(training)
     torch.manual_seed(1)
     with torch.no_grad():
-        output = model(IMAGES)
+        output = model(what_it_takes(model))
     return [output, *(value for name, value in model.named_buffers() if name in state)]
 
 
@@ -110,7 +124,9 @@ def test_every_network_starts_bit_for_bit_and_comes_back(network: nn.Module) -> 
         # Stacking leaves in place what SE-ResNets have, so nothing may change for them either.
         gca.inject(network, layer, reduction=2, identity_init=True, on_existing="stack")
         placed = gca.injected(network)
-        new = {f"{slot}.{key}" for slot, module in placed.items() for key in module.state_dict()}
+        names = [n for n, m in network.named_modules(remove_duplicate=False) if m in placed.values()]  # DynUNet has two
+        new = {f"{name}.{key}" for name in names for key in network.get_submodule(name).state_dict()}
+        assert placed.keys() <= set(names)
         assert network.state_dict().keys() == state.keys() | new
         assert not new & state.keys()
         for training in (False, True):
@@ -125,7 +141,7 @@ def test_every_network_starts_bit_for_bit_and_comes_back(network: nn.Module) -> 
 
 def test_every_block_is_found() -> None:
     seen = set()
-    for name, (build, blocks) in NETWORKS.items():
+    for name, (build, blocks) in EVERY.items():
         with torch.device("meta"):
             model = build()
         gca.inject(model, "se", reduction=2, on_existing="replace")
@@ -164,14 +180,14 @@ def check_position(model: nn.Module, where: Callable[[str, nn.Module], bool] | N
             last.register_forward_hook(lambda _, __, out, name=block.layer_name: given.__setitem__(name, out.clone()))
     gca.inject(model, Spy, where=where, on_existing="replace")
     with torch.no_grad():
-        assert torch.equal(model(IMAGES), silenced(IMAGES))
+        assert torch.equal(model(what_it_takes(model)), silenced(what_it_takes(model)))
     for name, spy in gca.injected(model).items():
         assert torch.equal(spy.input, given[name]), name
         assert spy.channels == spy.input.shape[1]
 
 
 # A block of legacy_seresnet18 calls its only ReLU three times: a hook could not tell the second call from the others.
-@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "legacy_seresnet18"], indirect=True)
+@pytest.mark.parametrize("network", [name for name in EVERY if name != "legacy_seresnet18"], indirect=True)
 def test_attention_stands_after_the_last_norm_and_before_the_sum(network: nn.Module) -> None:
     check_position(network)
 

@@ -20,14 +20,14 @@ import gca
 from gca.blocks import find_blocks
 from gca.families import FAMILIES
 from tests.conftest import randomize
-from tests.models import NETWORKS
+from tests.models import NETWORKS, VOLUMES
 from tests.unit.test_families import IMAGES, NNUNET, family_name, structure
 
 
 def one_block_of_every_class() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
     """Class, a block of it and an input for it, of every class that needs a sub-class for its slot."""
     seen: set[str] = set()
-    for build, _ in NETWORKS.values():
+    for build, _ in (NETWORKS | VOLUMES).values():
         with torch.device("meta"):
             meta = build()
         new = {family_name(b.module): b.name for b in find_blocks(meta) if b.family and b.family.slotted}
@@ -35,8 +35,8 @@ def one_block_of_every_class() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
             network = randomize(build()).eval()
             for name in new.keys() - seen:
                 block = network.get_submodule(new[name])
-                channels = next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d))
-                yield name, block, torch.randn(2, channels, 8, 8)
+                conv = next(m for m in block.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+                yield name, block, torch.randn(2, conv.in_channels, *[8] * (conv.weight.ndim - 2))
         seen |= new.keys()
 
 
