@@ -4,9 +4,10 @@
     python benchmarks/layers.py --device cuda --batch 32 --dtypes float32 bfloat16
     python benchmarks/layers.py --device cuda --batch 32 --dtypes float32 bfloat16 --graphs  # the GPU's time alone
     python benchmarks/layers.py --compiled            # also under torch.compile
+    python benchmarks/layers.py --dims 3 --batch 2    # volumes, the stages of a 3-D U-Net at a patch of 64x64x64
 
 Every contender is checked against the reference formulas in float64 before it is timed. "speed-up" is over the
-equations in naive PyTorch, with adaptive pools, in NCHW whatever the layout of the contender.
+equations in naive PyTorch, with adaptive pools, in NCHW (NCDHW) whatever the layout of the contender.
 """
 
 import argparse
@@ -38,9 +39,13 @@ from timing import (
     show,
 )
 
-STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
-TIMM = timm_attention()
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+# Channels and side, by the number of spatial axes: the stages of a ResNet-50, and of a 3-D U-Net.
+STAGES = {2: ((256, 56), (512, 28), (1024, 14), (2048, 7)), 3: ((32, 64), (64, 32), (128, 16), (320, 8))}
+LAYOUTS = {
+    2: {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last},
+    3: {"NCDHW": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d},
+}
+TIMM = timm_attention()  # for images
 Call = Callable[[], object]
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -58,8 +63,8 @@ def naive_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
 
 def linked_ops(x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
     """Both operations, as the layers call them."""
-    means, maxima, link = autograd.pool(x, "avg+max")
-    return combine(means, maxima).to(x.dtype), autograd.gate(x, gates, link=link)
+    means, maxima, link = autograd.pool(x, "avg+max", x.ndim - 2)
+    return combine(means, maxima).to(x.dtype), autograd.gate(x, gates, x.ndim - 2, link)
 
 
 def with_backend(name: str | None, call: Call) -> Call:
@@ -87,8 +92,8 @@ def forward_and_both(function: Function, inputs: list[Tensor], grads: list[Tenso
 
 def ops_contenders(x: Tensor, naive_x: Tensor) -> Iterator[tuple[str, Call, Call]]:
     """Name, forward and forward + backward of the two operations."""
-    b, c, h, w = x.shape
-    gates = torch.rand(b, c, h + w, device=x.device, dtype=x.dtype).requires_grad_()
+    b, c, *sizes = x.shape
+    gates = torch.rand(b, c, sum(sizes), device=x.device, dtype=x.dtype).requires_grad_()
     grads = [torch.randn_like(gates), torch.randn_like(x)]
     with ops.backend("reference"):
         expected = [t.detach() for t in linked_ops(x.double(), gates.double())]
@@ -112,17 +117,17 @@ def check(name: str, outputs: tuple[Tensor, ...], expected: list[Tensor]) -> Non
             raise RuntimeError(f"{name} is up to {error:.2g} off the reference, beyond {tolerance:.2g}: not timed")
 
 
-def modules(channels: int) -> dict[str, nn.Module]:
+def modules(channels: int, dims: int) -> dict[str, nn.Module]:
     """The layers that are compared, with the default options of each library."""
-    return {
-        "naive": NaiveGCA(channels),
-        "GCA": gca.GroupedCoordinateAttention(channels),
-        "coord": gca.CoordinateAttention(channels),
-        "CBAM": gca.CBAM(channels),
-        "SE": gca.SE(channels),
-        **{name: attention(channels) for name, attention in TIMM.items()},
-        "timm ECA": EcaModule(channels),
+    ours = {
+        "naive": NaiveGCA(channels, spatial_dims=dims),
+        "GCA": gca.GroupedCoordinateAttention(channels, spatial_dims=dims),
+        "coord": gca.CoordinateAttention(channels, spatial_dims=dims),
+        "CBAM": gca.CBAM(channels, spatial_dims=dims),
+        "SE": gca.SE(channels, spatial_dims=dims),
     }
+    others = {**{name: attention(channels) for name, attention in TIMM.items()}, "timm ECA": EcaModule(channels)}
+    return ours | (others if dims == 2 else {})
 
 
 class Convolutions(NaiveGCA):
@@ -134,11 +139,12 @@ class Convolutions(NaiveGCA):
 
 def module_contenders(x: Tensor, naive_x: Tensor, compiled: bool) -> Iterator[tuple[str, Call, Call]]:
     """Name, forward and forward + backward of whole layers."""
-    built = modules(x.shape[1])
+    b, c, *sizes = x.shape
+    built = modules(c, len(sizes))
     for module in built.values():
         module.to(x.device, x.dtype)
     built["GCA"].load_state_dict(built["naive"].state_dict())
-    double = gca.GroupedCoordinateAttention(x.shape[1]).to(x.device, torch.float64).eval()
+    double = gca.GroupedCoordinateAttention(c, spatial_dims=len(sizes)).to(x.device, torch.float64).eval()
     double.load_state_dict(built["naive"].state_dict())
     with ops.backend("reference"), torch.no_grad():
         expected = double(x.double())
@@ -148,11 +154,10 @@ def module_contenders(x: Tensor, naive_x: Tensor, compiled: bool) -> Iterator[tu
             yield module_contender(name, module, naive_x if name == "naive" else x, backend, expected)
     if compiled:
         torch.compiler.reset()  # or the second shape would be compiled as one of many
-        for name in ("naive", "GCA", *(name for name in TIMM if name != "timm SE")):
+        for name in ("naive", "GCA", *(name for name in TIMM if name in built and name != "timm SE")):
             graph = torch.compile(built[name], fullgraph=True)
             yield module_contender(f"{name} compiled", graph, naive_x if name == "naive" else x, None, expected)
-    b, c, h, w = x.shape
-    pooled = torch.randn(2 * b, c // 2, h + w, 1, device=x.device, dtype=x.dtype)
+    pooled = torch.randn(2 * b, c // 2, sum(sizes), 1, device=x.device, dtype=x.dtype)
     convolutions = Convolutions(c).to(x.device, x.dtype)
     yield module_contender("convolutions of GCA", convolutions, pooled, None, expected)
 
@@ -206,7 +211,7 @@ def measure(x: Tensor, options: argparse.Namespace) -> Iterator[Row]:
 
 def add_speedups(rows: list[Row]) -> None:
     """Over the naive version of the same shape and dtype in NCHW, of the operations or of the module."""
-    base = {(row["contender"], row["shape"], row["dtype"]): row for row in rows if row["layout"] == "NCHW"}
+    base = {(row["contender"], row["shape"], row["dtype"]): row for row in rows if row["layout"] in ("NCHW", "NCDHW")}
     for row in rows:
         naive = "ops naive" if row["contender"].startswith("ops ") else "naive"
         for key in ("forward", "both"):
@@ -230,23 +235,28 @@ def main() -> None:
     add_options(parser, "layers_cpu")
     parser.add_argument("--what", nargs="+", default=["ops", "modules"], choices=["ops", "modules"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"], help="default: %(default)s")
-    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
+    parser.add_argument("--dims", type=int, default=2, choices=LAYOUTS, help="spatial axes (default: %(default)s)")
+    parser.add_argument("--layouts", nargs="+", choices=[*LAYOUTS[2], *LAYOUTS[3]], help="default: both of --dims")
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
     parser.add_argument("--compiled", action="store_true", help="also under torch.compile")
     parser.add_argument("--graphs", action="store_true", help="replay CUDA graphs instead of launching from Python")
     options = parser.parse_args()
+    layouts = LAYOUTS[options.dims]
+    if strange := set(options.layouts or ()) - set(layouts):
+        parser.error(f"--dims {options.dims} has the layouts {' and '.join(layouts)}, got {' '.join(strange)}")
     torch.manual_seed(0)
     set_up(options.threads)
     device = torch.device(options.device)
     where = machine(device)
     rows: list[Row] = []
     for dtype in options.dtypes:
-        for channels, side in (STAGES[stage - 1] for stage in options.stages):
-            image = torch.randn(options.batch, channels, side, side, device=device, dtype=getattr(torch, dtype))
-            for layout in options.layouts:
-                shape = f"{options.batch}x{channels}x{side}x{side}"
+        for channels, side in (STAGES[options.dims][stage - 1] for stage in options.stages):
+            sizes = [options.batch, channels, *[side] * options.dims]
+            image = torch.randn(sizes, device=device, dtype=getattr(torch, dtype))
+            for layout in options.layouts or layouts:
+                shape = "x".join(map(str, sizes))
                 print(shape, layout, dtype, file=sys.stderr, flush=True)
-                for row in measure(image.contiguous(memory_format=LAYOUTS[layout]), options):
+                for row in measure(image.contiguous(memory_format=layouts[layout]), options):
                     rows.append({"shape": shape, "layout": layout, "dtype": dtype, **row})
                 save(options.out, where, rows, {"complete": False})  # for whoever interrupts
     add_speedups(rows)
