@@ -106,12 +106,14 @@ def test_bars_have_the_names_of_the_table(tmp_path: Path, drawn: list[Figure]) -
 def test_curves_show_dice_and_leave_room_for_the_legend(tmp_path: Path, drawn: list[Figure]) -> None:
     table = pd.DataFrame({"epoch": [1, 2, 3], "lr": 1e-4, "loss": [1.0, 0.8, 0.6], "dice_loss": [0.5, 0.4, 0.3]})
     table["val_loss"], table["val_dice_loss"] = [None, 0.9, None], [None, 0.45, None]
+    table["val_dice"] = [None, 0.7, None]
     table.to_csv(tmp_path / "metrics.csv", index=False)
     draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "title")
     losses, dice, _ = drawn[0].axes
     assert {line.get_label(): list(line.get_ydata()) for line in dice.lines} == {
-        "Dice, training": pytest.approx([0.5, 0.6, 0.7]),
-        "Dice, validation": [0.55],
+        "of probabilities, training": pytest.approx([0.5, 0.6, 0.7]),
+        "of probabilities, validation": [0.55],
+        "of labels, validation": [0.7],
     }
     for axis in (losses, dice):
         legend = axis.get_legend()

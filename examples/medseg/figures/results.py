@@ -17,22 +17,25 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     """Plot losses, Dice and learning rate of a ``metrics.csv`` against the epoch."""
     table = pd.read_csv(metrics)
     for part in ("", "val_"):  # the Dice of probabilities, which the loss is made of
-        if f"{part}dice" not in table and f"{part}dice_loss" in table:
-            table[f"{part}dice"] = 1 - table[f"{part}dice_loss"]
+        if f"{part}dice_loss" in table:
+            table[f"{part}soft_dice"] = 1 - table[f"{part}dice_loss"]
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     losses, dice, rate = figure.subplots(1, 3, width_ratios=(4, 3, 2))
     for column in [name for name in ("loss", "cross_entropy", "focal_loss", "dice_loss") if name in table]:
         _curve(losses, table, column, column.replace("_", " ").replace("dice", "Dice"))
     losses.set(xlabel="epoch", ylabel="mean over the slices", ylim=(0, None), title="loss")
-    if "dice" in table:
-        _curve(dice, table, "dice", "Dice")
-    dice.set(xlabel="epoch", ylabel="soft Dice, mean over classes", ylim=(0, 1), title="Dice")
+    if "soft_dice" in table:
+        _curve(dice, table, "soft_dice", "of probabilities")
+    if "val_dice" in table:
+        validated = table.dropna(subset="val_dice")
+        dice.plot(validated["epoch"], validated["val_dice"], ".-", color="black", label="of labels, validation")
+    dice.set(xlabel="epoch", ylabel="mean over classes", ylim=(0, 1), title="Dice")
     rate.plot(table["epoch"], table["lr"], color="grey")
     rate.set(xlabel="epoch", ylabel="at the end of the epoch", ylim=(0, None), title="learning rate")
     for axis in (losses, dice, rate):
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
-    for axis in (losses, dice):
+    for axis in (axis for axis in (losses, dice) if axis.lines):
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(picture, dpi=110)
