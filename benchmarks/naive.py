@@ -1,5 +1,7 @@
 """Grouped coordinate attention in naive PyTorch, as the equations stand: what the layers are measured against."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,14 +11,13 @@ import gca
 
 def naive_pool(x: Tensor) -> list[Tensor]:
     """Equations 2 and 3, each statistic of each axis by its own pooling layer."""
-    mean, maximum = (
-        (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
-        if x.ndim == 4
-        else (F.adaptive_avg_pool3d, F.adaptive_max_pool3d)
-    )
-    sizes = [
-        [size if other == axis else 1 for other in range(2, x.ndim)] for axis, size in enumerate(x.shape) if axis > 1
-    ]
+    functions: Any = {  # typed by their number of axes
+        4: (F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+        5: (F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
+    }
+    mean, maximum = functions[x.ndim]
+    axes = range(2, x.ndim)
+    sizes = [[x.shape[axis] if other == axis else 1 for other in axes] for axis in axes]
     return [(mean(x, size) + maximum(x, size)).flatten(2) for size in sizes]  # (B, C, H), (B, C, W)
 
 

@@ -172,7 +172,7 @@ def machine(device: torch.device) -> Row:
     """What a number needs beside it to mean anything."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     packages: dict[str, str | None] = {}
-    for package in ("torch", "timm", "numba", "triton", "segmentation-models-pytorch"):
+    for package in ("torch", "timm", "numba", "triton", "segmentation-models-pytorch", "nnunetv2"):
         try:
             packages[package] = version(package)
         except ModuleNotFoundError:

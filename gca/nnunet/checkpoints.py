@@ -106,9 +106,9 @@ def _network(cls: type[nnUNetTrainerAttention], init_args: Mapping[str, Any], pa
         channels = determine_num_input_channels(plans, configuration, dataset)
         heads = plans.get_label_manager(dataset).num_segmentation_heads
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the plans in {path} cannot be read ({error!r}); nnU-Net 2.4 or later writes them") from error
+        raise ValueError(f"the plans in {path} cannot be read ({error!r}); wanted those of nnU-Net 2.8") from error
     # nnU-Net imports and calls whatever these name.
-    wanted = [(named, NETWORKS), *((name, PARTS) for name in imported if name is not None)]
+    wanted: list[tuple[Any, Any]] = [(named, NETWORKS), *((name, PARTS) for name in imported if name is not None)]
     strange = [name for name, start in wanted if not str(name).startswith(start)]
     if strange:
         raise ValueError(

@@ -223,14 +223,14 @@ def test_resumed_with_the_numbers_of_a_training_that_was_not_interrupted(study: 
 
 
 def test_the_predictor_agrees_with_the_trainer(study: Study, trained: Path, tmp_path: Path) -> None:
-    """Images go through nnU-Net's command in a process of its own, as a user runs it."""
+    """Of images in a process of its own, as a user runs it."""
     (validated,) = (trained / "validation").glob(f"case_*{study.suffix}")
     case = validated.name.removesuffix(study.suffix)
     (tmp_path / "in").mkdir()
     image = Path(folder("raw"), study.dataset, "imagesTr", f"{case}_0000{study.suffix}")
     shutil.copy(image, tmp_path / "in")
     options = ["-i", tmp_path / "in", "-o", tmp_path / "out", "-d", study.dataset, "-c", study.configuration, "-f", 0]
-    options += ["-tr", "nnUNetTrainerGCAShort", "-p", PLANS, "-device", "cpu", "-npp", 1, "-nps", 1]
+    options += ["-tr", "nnUNetTrainerGCAShort", "-p", PLANS, "-device", "cpu", "-npp", 0, "-nps", 0]
     if study.configuration == "2d":
         command = Path(sys.executable).with_name("nnUNetv2_predict")
         done = subprocess.run([command, *map(str, options)], capture_output=True, text=True)

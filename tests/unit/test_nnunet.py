@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -87,11 +87,11 @@ class TestTrainers:
 
     def test_options_and_layers_of_ones_own(self) -> None:
         class Mine(nnunet.nnUNetTrainerAttention):
-            attention = nn.Dropout3d  # whatever takes the channels
-            attention_options = {"blocks": -1, "inplace": True}
+            attention = nn.BatchNorm3d  # whatever takes the channels
+            attention_options: ClassVar = {"blocks": -1, "momentum": 0.2}
 
         class Four(nnunet.nnUNetTrainerGCA):
-            attention_options = {"groups": 4, "stages": 2}
+            attention_options: ClassVar = {"groups": 4, "stages": 2}
 
         assert list(gca.injected(build(Mine))) == [
             "encoder.stages.0.blocks.0.squeeze_excitation",
@@ -104,7 +104,7 @@ class TestTrainers:
         from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 
         class Both(nnunet.nnUNetTrainerGCA, nnUNetTrainerBN):
-            attention_options = {"groups": 4}
+            attention_options: ClassVar = {"groups": 4}
 
         network = build(Both, {**ARCHITECTURE, "arch_kwargs": dict(ARCHITECTURE["arch_kwargs"])})
         assert len(gca.injected(network)) == 3

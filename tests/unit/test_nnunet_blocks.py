@@ -192,11 +192,11 @@ def test_plain_convolutions_are_refused_with_the_plans_to_use_instead(dims: int)
 
 @JIT
 @TRACE
-@pytest.mark.parametrize("layer", ["gca", "se"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "EncoderUNet" in name], indirect=True)
 @torch.no_grad()
-def test_copied_traced_exported_and_compiled(layer: str, network: nn.Module, images: torch.Tensor) -> None:
+def test_copied_traced_exported_and_compiled(network: nn.Module, images: torch.Tensor) -> None:
     torch.compiler.reset()
-    network = randomize(gca.inject(network, layer, reduction=2)).eval()
+    network = randomize(gca.inject(network, reduction=2)).eval()
     ways = {
         "deepcopy": copy.deepcopy(network),
         "trace": torch.jit.trace(network, images),
