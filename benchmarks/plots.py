@@ -42,7 +42,7 @@ def plot_layers(means: list[Row], where: Row, path: Path) -> None:
     axes.invert_yaxis()
     add_legend(figure, names)
     figure.suptitle(
-        f"Geometric mean over the stages of a ResNet-50, {dtype}; dotted: one copy of x\n{where['device']}", fontsize=9
+        f"Geometric mean over shapes and memory formats, {dtype}; dotted: one copy of x\n{where['device']}", fontsize=9
     )
     figure.savefig(path, dpi=130)
 
