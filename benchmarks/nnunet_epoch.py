@@ -3,7 +3,7 @@
     python benchmarks/nnunet_epoch.py                        # CPU: six small volumes, plans of nnUNetPlannerResEncM
     python benchmarks/nnunet_epoch.py --device cuda --size 128 --rounds 30
 
-nnU-Net plans for made volumes; its own trainer and ours then take turns on the same batches: a training step with
+nnU-Net plans for made volumes; its own trainer and ours then run interleaved on the same batches: a training step with
 optimizer, and a step of validation, both with deep supervision and loss. An epoch is 250 and 50 of them; fetching
 batches, which nnU-Net does beside them, is not counted. Needs nnU-Net: pip install "gca-attn[nnunet]".
 """

@@ -1,12 +1,12 @@
 """Apply trained networks to one file, or to all files of a folder.
 
 Networks for CT and MRI take scans: NIfTI as they come from the archive, or slices and volumes in the layouts of
-training (.npz, .npy.h5). Networks for photographs take PNG, JPEG, TIFF and BMP. Labels come out in the form of the
-input: NIfTI in its own geometry, .npz for arrays, PNG for photographs (0 and 255 where there is one class). DICOM has
+training (.npz, .npy.h5). Networks for RGB images take PNG, JPEG, TIFF and BMP. Labels come out in the form of the
+input: NIfTI in its own geometry, .npz for arrays, PNG for RGB images (0 and 255 where there is one class). DICOM has
 to be converted before, e.g. with dcm2niix.
 
     predict.py --checkpoint runs/acdc --input scan.nii.gz --output labels.nii.gz --overlay labels.png
-    predict.py --checkpoint runs/isic2018 --input photographs/ --output masks/ --overlay overlays/
+    predict.py --checkpoint runs/isic2018 --input images/ --output masks/ --overlay overlays/
     predict.py --checkpoint runs/acdc/seed10 runs/acdc/seed11 --flips horizontal --smooth --input in/ --output out/
 
 Several networks, or a folder of several runs (seeds, folds), are averaged. Without --flips, --smooth and other networks

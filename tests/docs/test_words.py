@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-SOURCES = [path for folder in ("gca", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+SOURCES = [path for folder in ("gca", "benchmarks", "docs", "examples") for path in (ROOT / folder).rglob("*.py")]
 TABLE = re.compile(r"^\| say \| not \|\n\|---\|---\|\n((?:\|.*\n)+)", re.MULTILINE)
 
 

@@ -553,7 +553,7 @@ class TestErrors:
     ) -> None:
         path = tmp_path / ("a.nii.gz" if write is save_ct else "a.npz")
         write(path)
-        with pytest.raises(SystemExit, match=r"the network is for photographs; wanted \.png, \.jpg, \.jpeg"):
+        with pytest.raises(SystemExit, match=r"the network is for RGB images; wanted \.png, \.jpg, \.jpeg"):
             run(runs["rgb"], path, tmp_path / "mask.png")
 
     @pytest.mark.parametrize(

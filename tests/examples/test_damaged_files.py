@@ -24,7 +24,7 @@ from medseg.atomic_write import write_json
 from medseg.data.acdc import read_acdc
 from medseg.data.arrays import LARGEST
 from medseg.data.dataset import Volume
-from medseg.data.images import read_image, read_labels, read_mask, read_photograph
+from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
 from medseg.data.scans import read_nifti
 from medseg.data.synapse import read_slice, read_volume
 from medseg.errors import DataError
@@ -191,7 +191,7 @@ def test_jpeg(tmp_path: Path) -> None:
     whole, path = picture(PHOTOGRAPH, "JPEG"), tmp_path / "image.jpg"
 
     def read(path: Path) -> Volume:
-        return read_photograph(path, tmp_path / "mask.png")
+        return read_image_and_mask(path, tmp_path / "mask.png")
 
     right, refused = outcome(path, whole, read), 0
     for content in damaged(whole, 300):

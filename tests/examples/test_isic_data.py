@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.data.images import read_photograph
+from medseg.data.images import read_image_and_mask
 from medseg.data.isic import RELEASED, isic, open_isic
 from medseg.errors import DataError
 from medseg.training.slices import Draw, SliceDataset
@@ -116,7 +116,7 @@ class TestSplit:
 class TestReading:
     def test_pair(self, tmp_path: Path) -> None:
         name = write_pair(tmp_path, tmp_path, 3, (30, 40))
-        volume = read_photograph(tmp_path / f"{name}.jpg", tmp_path / f"{name}_segmentation.png")
+        volume = read_image_and_mask(tmp_path / f"{name}.jpg", tmp_path / f"{name}_segmentation.png")
         assert (volume.case, volume.spacing) == (name, None)
         assert (volume.image.shape, volume.image.dtype) == ((1, 3, 30, 40), np.uint8)
         np.testing.assert_array_equal(volume.image[0].transpose(1, 2, 0), Image.open(tmp_path / f"{name}.jpg"))
@@ -127,7 +127,7 @@ class TestReading:
     def test_sizes_that_differ_are_refused(self, tmp_path: Path) -> None:
         one, other = (write_pair(tmp_path, tmp_path, n, shape) for n, shape in ((1, (30, 40)), (2, (40, 30))))
         with pytest.raises(DataError, match=r"0001.jpg is \(30, 40\) but .*0002_segmentation.png is \(40, 30\)"):
-            read_photograph(tmp_path / f"{one}.jpg", tmp_path / f"{other}_segmentation.png")
+            read_image_and_mask(tmp_path / f"{one}.jpg", tmp_path / f"{other}_segmentation.png")
 
     def test_mixed_sizes_make_batches(self, tmp_path: Path) -> None:
         split = open_isic(release(tmp_path, 2018, count=8), SETTINGS, 2018)

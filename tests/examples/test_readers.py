@@ -23,7 +23,7 @@ from medseg.data.folders import (
     the_folder_below,
     walk,
 )
-from medseg.data.images import read_image, read_labels, read_mask, read_photograph
+from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
 from medseg.data.nifti import check_hounsfield, one_frame, orientation_of, to_slices, voxels_of
 from medseg.data.notes import note, told_once
 from medseg.data.scans import read_nifti
@@ -99,7 +99,7 @@ class TestExif:
     def test_pair_in_the_raster_of_the_viewer(self, tmp_path: Path) -> None:
         Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=exif(6))
         Image.fromarray(255 * UPRIGHT[6](BINARY)).save(tmp_path / "m.png")
-        volume = read_photograph(tmp_path / "a.jpg", tmp_path / "m.png")
+        volume = read_image_and_mask(tmp_path / "a.jpg", tmp_path / "m.png")
         assert volume.image.shape == (1, 3, 30, 20)
         np.testing.assert_array_equal(volume.label[0], UPRIGHT[6](BINARY))
 
@@ -107,13 +107,13 @@ class TestExif:
         Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=exif(8))
         Image.fromarray(255 * BINARY).save(tmp_path / "m.png")
         with pytest.raises(DataError, match=r"a.jpg is \(30, 20\) but .*m.png is \(20, 30\).*EXIF.*exiftool"):
-            read_photograph(tmp_path / "a.jpg", tmp_path / "m.png")
+            read_image_and_mask(tmp_path / "a.jpg", tmp_path / "m.png")
 
     def test_other_sizes_are_not_blamed_on_exif(self, tmp_path: Path) -> None:
         Image.fromarray(COLOURS).save(tmp_path / "a.png")
         Image.fromarray(255 * BINARY.T).save(tmp_path / "m.png")
         with pytest.raises(DataError, match=r"they must be equal$"):
-            read_photograph(tmp_path / "a.png", tmp_path / "m.png")
+            read_image_and_mask(tmp_path / "a.png", tmp_path / "m.png")
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
     def test_damaged_exif_is_upright(self, tmp_path: Path) -> None:

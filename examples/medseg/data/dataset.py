@@ -19,7 +19,7 @@ Synthetic = Callable[[Path, int], Path]  # folder, seed -> folder with data
 
 @dataclass(frozen=True)
 class Volume:
-    """The content of one case: a scan as a stack of slices, or a photograph as a stack of one.
+    """The content of one case: a scan as a stack of slices, or an RGB image as a stack of one.
 
     Args:
         case: Name.
@@ -180,7 +180,7 @@ class Benchmark:
         open: Folder and settings -> split.
         settings: The paper's.
         intensity: ``"hu"``: CT, clipped to [-125, 275] Hounsfield units; ``"min-max"``: MRI, every volume clipped at
-            its 99th percentile and scaled to [0, 1]; ``"rgb"``: photographs, which are also jittered in colour and
+            its 99th percentile and scaled to [0, 1]; ``"rgb"``: RGB images, which are also jittered in colour and
             scored as images instead of volumes.
         layout: What the data folder holds, for ``--help``.
         folds: Whether ``open`` divides the patients into folds where the settings ask for one.

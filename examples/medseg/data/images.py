@@ -1,4 +1,4 @@
-"""Read photographs, masks and class numbers of 2-D images as any viewer shows them.
+"""Read RGB images, masks and class numbers of 2-D images as any viewer shows them.
 
 PNG, JPEG, TIFF, BMP and GIF are told by their content. An EXIF orientation is applied, to masks as to images, so that
 predictions and overlays lie as the image is seen. What has no single meaning is refused in words: transparency, colours
@@ -92,7 +92,7 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
     return reading(path, read)
 
 
-def read_photograph(
+def read_image_and_mask(
     image_path: Path, mask_path: Path, read: Callable[[Path], NDArray[np.uint8]] = read_mask, classes: int = 2
 ) -> Volume:
     """Read and check an image and its mask.

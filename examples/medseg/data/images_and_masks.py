@@ -21,7 +21,7 @@ import numpy as np
 from medseg.data.arrays import some_of
 from medseg.data.dataset import Benchmark, Case, Labels, Split, Volume, fold_of, hold_out
 from medseg.data.folders import IMAGE_SUFFIXES, listed, pairs, read_list, the_folder_below
-from medseg.data.images import read_labels, read_mask, read_photograph
+from medseg.data.images import read_image_and_mask, read_labels, read_mask
 from medseg.errors import DataError, RunError
 from medseg.settings import Settings
 
@@ -86,7 +86,7 @@ class Folder:
 
     def read(self, image: Path, mask: Path, masks: Sequence[Path]) -> Volume:
         """Read and check one image and its mask, one of ``masks``."""
-        return read_photograph(image, mask, lambda path: self.read_labels(path, masks), 1 + len(self.classes))
+        return read_image_and_mask(image, mask, lambda path: self.read_labels(path, masks), 1 + len(self.classes))
 
     def read_labels(self, path: Path, masks: Sequence[Path]) -> Labels:
         """The class of every pixel of a mask.

@@ -1,4 +1,4 @@
-"""The ISIC 2017 and 2018 skin lesion sets: dermoscopic photographs and a binary mask for each.
+"""The ISIC 2017 and 2018 skin lesion sets: dermoscopic RGB images and a binary mask for each.
 
 As released, with images of mixed sizes; where the training part alone is there, it is divided 7:3::
 
@@ -28,7 +28,7 @@ from medseg.atomic_write import write_image
 from medseg.data.arrays import read_json
 from medseg.data.dataset import Benchmark, Case, Paper, Split, hold_out
 from medseg.data.folders import IMAGE_SUFFIXES, by_stem, listed, match, read_list, the_folder_below, unnested
-from medseg.data.images import read_photograph
+from medseg.data.images import read_image_and_mask
 from medseg.data.preparation import Job, Record, Release
 from medseg.errors import DataError
 from medseg.settings import Settings
@@ -105,14 +105,14 @@ def _listed(folder: Path, part: str) -> list[Case]:
 
 
 def _images(folder: Path, *, tell: bool = True) -> dict[str, Path]:
-    """The photographs of a folder by name; 2017 has superpixels beside them."""
+    """The RGB images of a folder by name; 2017 has superpixels beside them."""
     found = by_stem(folder, IMAGE_SUFFIXES, tell=tell)
     return {stem: path for stem, path in found.items() if not stem.endswith("_superpixels")}
 
 
 def _cases(images: Mapping[str, Path], masks: Path, source: Path) -> list[Case]:
     pairs = match(images, by_stem(masks, IMAGE_SUFFIXES, tell=False), masks, "_segmentation", source=source)
-    return [Case(name, name, partial(read_photograph, *pair)) for name, pair in pairs.items()]
+    return [Case(name, name, partial(read_image_and_mask, *pair)) for name, pair in pairs.items()]
 
 
 def isic(year: int) -> Benchmark:

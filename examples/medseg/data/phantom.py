@@ -1,4 +1,4 @@
-"""A synthetic abdomen: CT-like volumes with the eight Synapse organs, for trying the whole line without any data.
+"""A synthetic abdomen: CT-like volumes with the eight Synapse organs, for trying the full pipeline without any data.
 
 Every volume is one "patient": organs are deformed ellipsoids and tubes whose place, size, tilt and grey value vary
 from patient to patient, among unlabelled distractors (spine, ribs, fat, vena cava, bowel, lung), seen through blur

@@ -35,7 +35,7 @@ class Record:
         names: What the list calls it: one name, or one of every slice.
         files: All that was written, relative to the output folder.
         shape: Of the image: slices, rows, columns.
-        spacing: Millimetres along z, y and x; ``None`` for photographs.
+        spacing: Millimetres along z, y and x; ``None`` for RGB images.
         sources: Names and bytes of the files that it was made of.
     """
 

@@ -1,4 +1,4 @@
-"""What networks are applied to: scans and photographs in, labels and probabilities in the form of the input out.
+"""What networks are applied to: scans and RGB images in, labels and probabilities in the form of the input out.
 
 Nothing here needs torch, so that a command finds out what is wrong with its files before it loads any network.
 """
@@ -129,7 +129,7 @@ def check_form(path: Path, intensity: str) -> str:
     form = form_of(path, intensity)
     if form is not None:
         return form
-    trained = "photographs" if intensity == "rgb" else "scans"
+    trained = "RGB images" if intensity == "rgb" else "scans"
     kind = kind_of(beginning(path))
     advice = f"; {CONVERT_DICOM}" if kind == "a DICOM file" else ""
     raise DataError(
@@ -148,7 +148,7 @@ def read_picture(path: Path, use: Use, *, frame: int | None = None, fill_nan: bo
     """
     form = check_form(path, use.intensity)
     if use.intensity == "rgb":
-        return _read_photograph(path, len(use.classes))
+        return _read_rgb_image(path, len(use.classes))
     return _read_nifti(path, use.intensity, frame, fill_nan) if form.startswith(".nii") else _read_arrays(path, form)
 
 
@@ -204,7 +204,7 @@ def _read_arrays(path: Path, form: str) -> Picture:
     return Picture(image.reshape(-1, 1, *image.shape[-2:]), save, save_probabilities)
 
 
-def _read_photograph(path: Path, classes: int) -> Picture:
+def _read_rgb_image(path: Path, classes: int) -> Picture:
     image = read_image(path)
 
     def save(labels: Labels, target: Path) -> None:

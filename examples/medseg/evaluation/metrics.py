@@ -12,7 +12,7 @@ Two definitions are computed side by side, because published numbers follow the 
     Empty masks: Dice 0 and no HD95 if one mask is empty, neither if both are. Means are over defined values; missed
     and invented organs are counted beside them.
 
-Photographs are scored by their pixels: Dice, intersection over union (IoU), accuracy, specificity and sensitivity.
+RGB images are scored by their pixels: Dice, intersection over union (IoU), accuracy, specificity and sensitivity.
 """
 
 from dataclasses import dataclass

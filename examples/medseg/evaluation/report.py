@@ -30,7 +30,7 @@ WIDTH = 86
 
 def table(benchmark: Benchmark, summary: dict[str, Any], heading: str) -> str:
     """Figures of one run, beside those of the paper where the benchmark has any."""
-    rows = _photograph_rows(benchmark, summary) if benchmark.intensity == "rgb" else _scan_rows(benchmark, summary)
+    rows = _rgb_rows(benchmark, summary) if benchmark.intensity == "rgb" else _scan_rows(benchmark, summary)
     rule = "-" * WIDTH
     source = [f"Paper: {benchmark.paper.source}."] if benchmark.paper else []
     return "\n".join([rule, heading, rule, *rows, rule, *source])
@@ -115,7 +115,7 @@ def rate_names(benchmark: Benchmark) -> dict[str, str]:
     return {"iou": iou, "dice": "DSC", "accuracy": "Acc", "specificity": "Spe", "sensitivity": "Sen"}
 
 
-def _photograph_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
+def _rgb_rows(benchmark: Benchmark, summary: dict[str, Any]) -> list[str]:
     order = rate_names(benchmark)
     classes, mean, paper = summary["classes"], summary["mean"], benchmark.paper
     lines = [f"{'%':22}" + "".join(f"{name:>12}" for name in order.values())]

@@ -20,7 +20,7 @@ RATES = ("iou", "dice", "accuracy", "specificity", "sensitivity")
 def summarize(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     """Mean and standard deviation over cases per class, then means over classes, and the counts of empty masks.
 
-    For photographs also ``pooled``: the rates of all pixels of all images together, every image weighing the same.
+    For RGB images also ``pooled``: the rates of all pixels of all images together, every image weighing the same.
     """
     classes = {name: _summary_of_class([row["classes"][name] for row in rows]) for name in benchmark.classes}
     definitions = [key for key in ("strict", "transunet") if key in classes[benchmark.classes[0]]]
@@ -46,7 +46,7 @@ def headline(benchmark: Benchmark, summary: dict[str, Any]) -> dict[str, float |
     """The figures that stand in the paper's tables.
 
     Of scans the ``strict`` Dice, which does not count an invented organ as perfect, and HD95 under both definitions, of
-    which transunet's has no value where a class is missed in every case that has it; of photographs the pooled rates.
+    which transunet's has no value where a class is missed in every case that has it; of RGB images the pooled rates.
     """
     if benchmark.intensity == "rgb":
         figures: dict[str, float | None] = summary["mean"]["pooled"]
@@ -113,13 +113,13 @@ def evaluate(
 
     Returns:
         For every case its name and, for every class, the counts and scores of ``medseg.evaluation.metrics``: both
-        definitions of Dice and HD95 for scans, the rates of pixels for photographs.
+        definitions of Dice and HD95 for scans, the rates of pixels for RGB images.
     """
     rows = []
     for case in tqdm(cases, desc=description, disable=None):
         volume = case.read()
         prediction = predict(volume)
-        scores = score_photograph(prediction, volume, len(benchmark.classes)) if benchmark.intensity == "rgb" else None
+        scores = score_rgb_image(prediction, volume, len(benchmark.classes)) if benchmark.intensity == "rgb" else None
         if scores is None:
             scores = [
                 asdict(s) for s in score_classes(prediction, volume.label, len(benchmark.classes), volume.spacing)
@@ -134,8 +134,8 @@ def evaluate(
     return rows
 
 
-def score_photograph(prediction: Labels, volume: Volume, classes: int) -> list[dict[str, Any]]:
-    """Shares of pixels and their rates, of every class of a photograph against all the others."""
+def score_rgb_image(prediction: Labels, volume: Volume, classes: int) -> list[dict[str, Any]]:
+    """Shares of pixels and their rates, of every class of an RGB image against all the others."""
     scores = []
     for index in range(1, classes + 1):
         truth, predicted = volume.label == index, prediction == index

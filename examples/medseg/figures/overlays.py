@@ -51,7 +51,7 @@ def draw_overlay(
     slices = np.unique(shown[inner.round().astype(int)])
 
     rows = len(layers)
-    if len(image) == 1:  # a photograph: its layers side by side
+    if len(image) == 1:  # an RGB image: its layers side by side
         figure = Figure(figsize=(3.4 * rows, 4), layout="constrained")
         axes = figure.subplots(1, rows, squeeze=False).T
     else:
@@ -94,7 +94,7 @@ def draw_samples(
 
 
 def show(axis: Axes, image: Picture, label: Labels | None, classes: int, view: View = AS_STORED) -> None:
-    """Scans under transparent colours, photographs within outlines, which leave their own colours visible."""
+    """Scans under transparent colours, RGB images within outlines, which leave their own colours visible."""
     image = view.turn(image)
     label = None if label is None else view.turn(label)
     axis.imshow(image.transpose(1, 2, 0)) if len(image) == 3 else axis.imshow(image[0], cmap="gray", vmin=0, vmax=1)

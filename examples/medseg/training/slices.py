@@ -32,7 +32,7 @@ class SliceDataset(Dataset[Batch]):
     """All slices of some cases, read, checked and decoded once, then kept in memory.
 
     Reading everything at the start finds a damaged file before the first step instead of hours later. A slice is kept
-    as it is stored (uint8 photographs, float32 scans), reduced to a longer side of ``max(512, 2 * size)`` if it is
+    as it is stored (uint8 RGB images, float32 scans), reduced to a longer side of ``max(512, 2 * size)`` if it is
     larger: 1 MB for a scan of 512x512.
 
     Args:

@@ -78,7 +78,7 @@ HUE, SATURATION, VALUE = 0.1, 0.7, 0.3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Scale, stretch, flip and shift a slice onto a padded square, and jitter the colours of a photograph.
+    """Scale, stretch, flip and shift a slice onto a padded square, and jitter the colours of an RGB image.
 
     The longer side becomes ``scale * size`` with scale in [0.8, 1.2]; the aspect is multiplied by the ratio of two
     numbers in [0.7, 1.3]; half of the slices are mirrored left to right; the result lies anywhere in the square, cut
