@@ -1,9 +1,9 @@
 """Attention for a network of nnU-Net that was trained without."""
 
 import copy
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(SAFE):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint that holds data alone: {error}") from error
     wanted = {"network_weights": Mapping, "init_args": Mapping, "trainer_name": str}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), cls) for key, cls in wanted.items()):

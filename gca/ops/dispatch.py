@@ -52,11 +52,10 @@ class backend(AbstractContextManager[None]):  # noqa: N801  # called as a functi
     """
 
     def __init__(self, name: str | None) -> None:
-        if name is not None:
-            if name not in BACKENDS:
-                raise ValueError(f"no backend is called {name!r}; choose one of {', '.join(BACKENDS)} or None")
-            _module(name)
+        if name is not None and name not in BACKENDS:
+            raise ValueError(f"no backend is called {name!r}; choose one of {', '.join(BACKENDS)} or None")
         self.name = name
+        self.module = None if name is None else _module(name)
         _asked_for.set((*_asked_for.get(), self))
 
     def __exit__(self, *_: object) -> None:
@@ -88,20 +87,27 @@ def selected(x: Tensor) -> str:
 def select(x: Tensor) -> ModuleType:
     """The module of that backend."""
     asked_for = _asked_for.get()
-    name = asked_for[-1].name if asked_for else None
-    if name is None:
+    module = asked_for[-1].module if asked_for else None
+    if module is None:
         if traced(x) or not x.dtype.is_floating_point or (x.is_cuda and x.nbytes <= LAUNCH_BOUND):
             return plain
-        name = next((name for name in AUTOMATIC.get(x.device.type, ()) if _unsupported(name, x) is None), "plain")
-    elif (reason := _unsupported(name, x)) is not None:
-        raise BackendError(f"the backend {name!r} cannot take x: {reason}; backend(None) chooses one that can")
-    return _module(name)
+        names = AUTOMATIC.get(x.device.type, ())
+        return _module(next((name for name in names if _unsupported(name, x) is None), "plain"))
+    if (reason := _cannot(module, x)) is not None:
+        raise BackendError(
+            f"the backend {asked_for[-1].name!r} cannot take x: {reason}; backend(None) chooses one that can"
+        )
+    return module
 
 
 def _unsupported(name: str, x: Tensor | None) -> str | None:
     module, reason = _load(name)
-    if module is None or x is None or module.DIFFERENTIABLE:
-        return reason
+    return reason if module is None or x is None else _cannot(module, x)
+
+
+def _cannot(module: ModuleType, x: Tensor) -> str | None:
+    if module.DIFFERENTIABLE:
+        return None
     if traced(x):
         return 'a graph is traced or compiled (compile, export, trace, FX, torch.func), which holds "plain"'
     return module.unsupported(x.device, x.dtype, plane_shape(x))  # type: ignore[no-any-return]

@@ -93,7 +93,8 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def what_it_takes(model: nn.Module) -> torch.Tensor:
-    return VIDEOS if any(isinstance(module, nn.Conv3d) for module in model.modules()) else IMAGES
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
+    return VIDEOS if isinstance(first, nn.Conv3d) else IMAGES
 
 
 def structure(model: nn.Module) -> list[object]:

@@ -49,6 +49,7 @@ def test_graphs(name: str, convert: Callable[..., Callable[[torch.Tensor], torch
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints where it fails
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "The TorchScript type system", UserWarning)  # of annotations in MONAI
         if name in NEITHER.get(convert.__name__, ()):
             for one in (model, gca.inject(model)):
                 with pytest.raises((RuntimeError, TypeError, KeyError, torch.fx.proxy.TraceError)):

@@ -19,6 +19,8 @@ def faults(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            if ast.unparse(node) == "from pickle import UnpicklingError":  # what torch.load raises
+                continue
             yield from (f"{node.lineno}: import {name}" for name in names if name.partition(".")[0] in UNSAFE_MODULES)
         if not isinstance(node, ast.Call):
             continue
