@@ -23,6 +23,7 @@ import torch
 
 import gca
 from gca import ops
+from plots import plot_models
 from timing import Row, add_options, machine, save, set_up, show, synchronize
 
 TRAINERS = (
@@ -155,6 +156,10 @@ def main() -> None:
     }
     show(rows, COLUMNS)
     save(options.out, where, rows, {"complete": True, "rounds": options.rounds})
+    networks = {"network": "residual encoder U-Net (M)", "mode": "epoch", "run": "eager"}
+    plotted = [{**networks, "contender": row["trainer"], **row} for row in rows[1:]]
+    title = f"nnU-Net, patch {'x'.join(map(str, planned['patch_size']))}, batch {planned['batch_size']}"
+    plot_models(plotted, where, options.out / "overhead.png", title)
 
 
 if __name__ == "__main__":

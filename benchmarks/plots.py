@@ -47,7 +47,7 @@ def plot_layers(means: list[Row], where: Row, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def plot_models(rows: list[Row], where: Row, path: Path) -> None:
+def plot_models(rows: list[Row], where: Row, path: Path, title: str = "Attention in all 16 bottlenecks") -> None:
     """Time of whole networks over that without attention: medians, and quartiles where they were recorded."""
     figure = Figure(figsize=(8, 0.45 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
@@ -67,7 +67,7 @@ def plot_models(rows: list[Row], where: Row, path: Path) -> None:
     axes.margins(x=0.15)
     axes.invert_yaxis()
     add_legend(figure, names)
-    figure.suptitle(f"Attention in all 16 bottlenecks\n{where['device']}", fontsize=9)
+    figure.suptitle(f"{title}\n{where['device']}", fontsize=9)
     figure.savefig(path, dpi=130)
 
 
