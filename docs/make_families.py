@@ -4,7 +4,7 @@ import json
 from os.path import commonpath
 from pathlib import Path
 
-from gca.families import FAMILIES, REFUSED
+from gca.families import FAMILIES, PLAIN, REFUSED
 
 PAGE = Path(__file__).with_name("families.md")
 COUNTS = PAGE.parent.parent / "benchmarks" / "results" / "families_timm" / "counts.json"
@@ -62,6 +62,14 @@ that mix them with blocks of the table above, such as tresnet, choose the others
 |---|---|---|
 """
 
+PLAIN_NETWORKS = """
+Networks of plain convolutions have no residual sum for attention to stand before. They are refused as well, with the
+network to take instead:
+
+| built of | in | instead |
+|---|---|---|
+"""
+
 TAIL = """
 Sub-classes of a supported block that override `forward` are unknown; sub-classes that do not are supported where the
 class has a place of its own, and refused where it has none. Layers are for images or volumes as the last convolution of
@@ -79,11 +87,14 @@ def page() -> str:
     for name in FAMILIES:
         of[name.split(".")[0]].append(name)
     known = "".join(table(library, names) for library, names in of.items() if names)
-    refused = "".join(
-        f"| `{cls}` | `{module}` | {reason} |\n"
-        for (module, _, cls), reason in ((name.rpartition("."), reason) for name, reason in REFUSED.items())
-    )
-    return HEAD.format(**json.loads(COUNTS.read_text())) + known + REFUSALS + refused + TAIL
+    refused = REFUSALS + _rows(REFUSED) + PLAIN_NETWORKS + _rows(PLAIN)
+    return HEAD.format(**json.loads(COUNTS.read_text())) + known + refused + TAIL
+
+
+def _rows(reasons: dict[str, str]) -> str:
+    """A line of a table for each class."""
+    parts = ((*name.rpartition(".")[::2], reason) for name, reason in reasons.items())
+    return "".join(f"| `{cls}` | `{module}` | {reason} |\n" for module, cls, reason in parts)
 
 
 def table(library: str, names: list[str]) -> str:

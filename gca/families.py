@@ -239,10 +239,6 @@ _REGNET = "attention stands before its last convolution, as in its Y layers, and
 _POOLED = "where it strides, its branch ends in a pooling that follows the last norm"
 _CONCATENATED = "its branches are concatenated: there is no residual sum"
 _PART = "only a part of its output is added to the shortcut, the rest is concatenated"
-_PLAIN = (
-    "it stacks plain convolutions without a residual sum, as nnU-Net's default plans do; use residual encoder plans: "
-    "nnUNetv2_plan_and_preprocess -pl nnUNetPlannerResEncM, then -p nnUNetResEncUNetMPlans"
-)
 _QUANTIZED = "it is built for quantization, which fuses its last norm away and adds in a quantized operator"
 
 # Blocks that look like the ones above, and why they are left alone.
@@ -272,11 +268,14 @@ REFUSED: dict[str, str] = {
     "segmentation_models_pytorch.encoders._xception.Block": _POOLED,
     "transformers.models.regnet.modeling_regnet.RegNetXLayer": _REGNET,
     "transformers.models.regnet.modeling_regnet.RegNetYLayer": _REGNET,
-    "dynamic_network_architectures.building_blocks.plain_conv_encoder.PlainConvEncoder": _PLAIN,
 }
 
 # Networks of plain convolutions, which have no residual sum for attention to stand before, and what has one.
 PLAIN: dict[str, str] = {
+    "dynamic_network_architectures.building_blocks.plain_conv_encoder.PlainConvEncoder": (
+        "nnU-Net's residual encoder plans have one: nnUNetv2_plan_and_preprocess -pl nnUNetPlannerResEncM, "
+        "then -p nnUNetResEncUNetMPlans"
+    ),
     "monai.networks.blocks.dynunet_block.UnetBasicBlock": "DynUNet has residual blocks with res_block=True",
     "monai.networks.nets.basic_unet.TwoConv": "take UNet with num_res_units=2, or SegResNet",
     "monai.networks.nets.unet.UNet": "UNet has residual units with num_res_units=2",

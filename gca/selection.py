@@ -135,6 +135,6 @@ def _nothing_known(model: nn.Module, found: list[Block]) -> str:
     return (
         f"no known residual block in {kind}; "
         + (f"its most frequent parts are {', '.join(parts)}; " if parts else "")
-        + "known are blocks with a shortcut of timm, torchvision, segmentation-models-pytorch, MONAI and transformers; "
-        f"python -m gca lists them, and gca.register_block adds others{hint}"
+        + "known are blocks with a shortcut of timm, torchvision, segmentation-models-pytorch, MONAI, transformers and "
+        f"nnU-Net; python -m gca lists them, and gca.register_block adds others{hint}"
     )

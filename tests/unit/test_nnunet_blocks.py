@@ -182,8 +182,8 @@ def test_plain_convolutions_are_refused_with_the_plans_to_use_instead(dims: int)
     network = unet.PlainConvUNet(num_classes=2, n_conv_per_stage=1, n_conv_per_stage_decoder=1, **arguments(dims))
     before = structure(network)
     message = (
-        r"no residual block in PlainConvUNet can be given attention: .*PlainConvEncoder: it stacks plain convolutions "
-        r".*; use residual encoder plans: .* -pl nnUNetPlannerResEncM, then -p nnUNetResEncUNetMPlans"
+        r"PlainConvUNet has plain convolutions, and no residual sum .*; nnU-Net's residual encoder plans have one: "
+        r".* -pl nnUNetPlannerResEncM, then -p nnUNetResEncUNetMPlans"
     )
     with pytest.raises(ValueError, match=message):
         gca.inject(network)
