@@ -487,9 +487,9 @@ def test_dry_run_without_finished_runs(examples: Path, tmp_path: Path, capsys: p
 def test_real_training(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--data", f"acdc={test_data / 'acdc'}", "--variants", "none", "--seeds", "10", "--out", str(tmp_path)]
-    words += ["--results", str(tmp_path / "results"), "--compact", "--", "--precision", "32-true"]
-    ablations.main([*words, "--encoder", "tu-resnet10t", "--limit", "2", "--size", "32", "--epochs", "2"])
-    name = "compact-encodertu-resnet10t-size32-epochs2-precision32-true-limit2"
+    words += ["--results", str(tmp_path / "results"), "--compact"]
+    ablations.main([*words, "--", "--encoder", "tu-resnet10t", "--limit", "2", "--size", "32", "--epochs", "2"])
+    name = "compact-encodertu-resnet10t-size32-epochs2-limit2"
     found = content(tmp_path, name)
     run = json.loads((tmp_path / name / "acdc" / "none" / "seed10" / "results.json").read_text())
     assert found["variants"]["none"]["figures"]["dice"]["values"] == [run["test"]["headline"]["dice"]]
