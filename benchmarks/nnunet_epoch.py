@@ -1,6 +1,7 @@
 """What attention in every residual block adds to an epoch of nnU-Net.
 
-    python benchmarks/nnunet_epoch.py                        # CPU: six small volumes, plans of nnUNetPlannerResEncM
+    python benchmarks/nnunet_epoch.py --rounds 31            # CPU: six small volumes, plans of nnUNetPlannerResEncM
+    python benchmarks/nnunet_epoch.py --size 64 96 96 --trainers nnUNetTrainer nnUNetTrainerGCA nnUNetTrainerNaiveGCA
     python benchmarks/nnunet_epoch.py --device cuda --size 128 --rounds 30
 
 nnU-Net plans for made volumes; its own trainer and ours then run interleaved on the same batches: a training step with
@@ -26,18 +27,20 @@ from gca import ops
 from plots import plot_models
 from timing import Row, add_options, machine, save, set_up, show, synchronize
 
-TRAINERS = (
-    "nnUNetTrainer",
-    "nnUNetTrainerGCA",
-    "nnUNetTrainerSE",
-    "nnUNetTrainerCBAM",
-    "nnUNetTrainerCoordinateAttention",
-)
+TRAINERS = {
+    "nnUNetTrainer": "no attention",
+    "nnUNetTrainerGCA": "GCA",
+    "nnUNetTrainerNaiveGCA": "naive GCA",
+    "nnUNetTrainerSE": "SE",
+    "nnUNetTrainerCBAM": "CBAM",
+    "nnUNetTrainerCoordinateAttention": "coordinate attention",
+}
+NAIVE = Path(__file__).parent / "nnunet_naive"
 DATASET, PLANS = "Dataset900_Made", "nnUNetResEncUNetMPlans"
 COLUMNS = ["trainer", "train_step_s", "validation_step_s", "epoch_s", "overhead_percent", "overhead_q1", "overhead_q3"]
 
 
-def write(raw: Path, size: int) -> None:
+def write(raw: Path, size: Sequence[int]) -> None:
     """Six volumes with a ball, as nnU-Net's raw data."""
     import nibabel
 
@@ -45,9 +48,9 @@ def write(raw: Path, size: int) -> None:
     for name in ("imagesTr", "labelsTr"):
         (raw / name).mkdir(parents=True)
     for case in range(6):
-        axes = np.meshgrid(*[np.arange(size)] * 3, indexing="ij")
-        distance: Any = sum((axis - rng.integers(size // 3, 2 * size // 3)) ** 2 for axis in axes)
-        label = (distance < (size // 4) ** 2).astype(np.int16)
+        axes = np.meshgrid(*map(np.arange, size), indexing="ij")
+        distance: Any = sum((axis - rng.integers(n // 3, 2 * n // 3)) ** 2 for axis, n in zip(axes, size, strict=True))
+        label = (distance < (min(size) // 4) ** 2).astype(np.int16)
         image = (100 * label + rng.integers(0, 60, label.shape)).astype(np.int16)
         for folder, end, values in (("imagesTr", "_0000", image), ("labelsTr", "", label)):
             path = raw / folder / f"case_{case}{end}.nii.gz"
@@ -127,9 +130,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "nnunet_cpu")
     parser.set_defaults(batch=2)
-    parser.add_argument("--size", type=int, default=32, help="side of the volumes (default: %(default)s)")
-    parser.add_argument("--trainers", nargs="+", default=TRAINERS[:2], choices=TRAINERS, help="default: %(default)s")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[32], help="of the volumes: one side or three (default: 32)"
+    )
+    both = ["nnUNetTrainer", "nnUNetTrainerGCA"]
+    parser.add_argument("--trainers", nargs="+", default=both, choices=TRAINERS, help=f"default: {' '.join(both)}")
     options = parser.parse_args()
+    if len(options.size) not in (1, 3):
+        parser.error(f"--size: wanted one side or three, got {len(options.size)}")
+    size = options.size if len(options.size) == 3 else options.size * 3
     device = torch.device(options.device)
     from gca.nnunet.__main__ import PLUGIN
 
@@ -138,13 +147,13 @@ def main() -> None:
         environment = {f"nnUNet_{name}": str(folder) for name, folder in folders.items()}
         # No compilation: the first steps would be all of a short run.
         fixed = {
-            "nnUNet_extTrainer": str(PLUGIN),
+            "nnUNet_extTrainer": os.pathsep.join(map(str, (PLUGIN, NAIVE))),
             "nnUNet_n_proc_DA": "1",
             "nnUNet_def_n_proc": "1",
             "nnUNet_compile": "f",
         }
         os.environ.update(environment | fixed)
-        write(folders["raw"] / DATASET, options.size)
+        write(folders["raw"] / DATASET, size)
         planned = plan(folders["preprocessed"], options.batch)
         set_up(options.threads)
         os.environ.update(nnUNet_n_proc_DA="0")  # which the planner would divide by
@@ -152,12 +161,12 @@ def main() -> None:
     where = {
         **machine(device),
         **planned,
-        "backend": ops.selected(torch.empty(2, 32, *[options.size] * 3, device=device)),
+        "backend": ops.selected(torch.empty(options.batch, 32, *size, device=device)),
     }
     show(rows, COLUMNS)
     save(options.out, where, rows, {"complete": True, "rounds": options.rounds})
     networks = {"network": "residual encoder U-Net (M)", "mode": "epoch", "run": "eager"}
-    plotted = [{**networks, "contender": row["trainer"], **row} for row in rows[1:]]
+    plotted = [{**networks, "contender": TRAINERS[row["trainer"]], **row} for row in rows[1:]]
     title = f"nnU-Net, patch {'x'.join(map(str, planned['patch_size']))}, batch {planned['batch_size']}"
     plot_models(plotted, where, options.out / "overhead.png", title)
 
