@@ -127,9 +127,9 @@ def test_commands_and_settings(tmp_path: Path) -> None:
     assert run.folder == tmp_path / "compact" / "acdc" / "original" / "seed11"
     assert " ".join(run.command("DIR")) == (
         "examples/train_acdc.py --data DIR --arch Unet --encoder resnet50 --size 128 --epochs 12 --lr 1e-3 "
-        "--validate-every 2 --patience 20 --seed 11"
+        "--precision bf16-mixed --validate-every 2 --patience 20 --seed 11"
     )
-    compact = {"size": 128, "epochs": 12, "lr": 1e-3, "validate_every": 2, "patience": 20}
+    compact = {"size": 128, "epochs": 12, "lr": 1e-3, "precision": "bf16-mixed", "validate_every": 2, "patience": 20}
     paper = replace(DATASETS["acdc"].benchmark.settings, **compact)
     assert planned("acdc", "gca", 10, options(tmp_path)).settings == paper
     start = planned("acdc", "gca-identity", 10, options(tmp_path))
@@ -232,7 +232,7 @@ def test_emulated_precision_stops_everything(examples: Path, tmp_path: Path, mon
     monkeypatch.setattr("medseg.training.network.slow_in_bfloat16", lambda: True)
     command = ["--data", "acdc=DIR", "--compact", "--out", str(tmp_path), "--results", str(tmp_path / "results")]
     with pytest.raises(SystemExit, match="error: --precision bf16-mixed on this processor"):
-        ablations.main([*command, "--", "--accelerator", "cpu", "--precision", "bf16-mixed"])
+        ablations.main([*command, "--", "--accelerator", "cpu"])
     assert not (examples / "calls.txt").exists()
 
 
@@ -487,9 +487,9 @@ def test_dry_run_without_finished_runs(examples: Path, tmp_path: Path, capsys: p
 def test_real_training(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--data", f"acdc={test_data / 'acdc'}", "--variants", "none", "--seeds", "10", "--out", str(tmp_path)]
-    words += ["--results", str(tmp_path / "results"), "--compact"]
-    ablations.main([*words, "--", "--encoder", "tu-resnet10t", "--limit", "2", "--size", "32", "--epochs", "2"])
-    name = "compact-encodertu-resnet10t-size32-epochs2-limit2"
+    words += ["--results", str(tmp_path / "results"), "--compact", "--", "--precision", "32-true"]
+    ablations.main([*words, "--encoder", "tu-resnet10t", "--limit", "2", "--size", "32", "--epochs", "2"])
+    name = "compact-encodertu-resnet10t-size32-epochs2-precision32-true-limit2"
     found = content(tmp_path, name)
     run = json.loads((tmp_path / name / "acdc" / "none" / "seed10" / "results.json").read_text())
     assert found["variants"]["none"]["figures"]["dice"]["values"] == [run["test"]["headline"]["dice"]]
