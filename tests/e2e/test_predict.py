@@ -280,6 +280,12 @@ class TestCheckpoint:
             run(tmp_path / "run", save_photograph(tmp_path / "a.png"), tmp_path / "mask.png")
         assert not (tmp_path / "mask.png").exists()
 
+    def test_a_folder_that_is_not_there_names_the_runs_beside_it(self, runs: Folders, tmp_path: Path) -> None:
+        shutil.copytree(runs["rgb"], tmp_path / "lesions")
+        message = "^error: no folder .*lesion; give --checkpoint the folder of a run: .*lesions$"
+        with pytest.raises(SystemExit, match=message):
+            run(tmp_path / "lesion", save_photograph(tmp_path / "a.png"), tmp_path / "mask.png")
+
 
 def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -67,6 +67,9 @@ class Picture:
 
 def read_use(folder: Path) -> Use:
     """What a run noted in ``model/``; ``folder`` is that or the run's."""
+    if not folder.is_dir():
+        runs = ", ".join(str(path.parent) for path in sorted(folder.parent.glob("*/model")))
+        raise DataError(f"no folder {folder}; give --checkpoint the folder of a run" + (f": {runs}" if runs else ""))
     if (folder / "model").is_dir():
         folder = folder / "model"
     for name in ("preprocessing.json", "config.json", "model.safetensors"):
