@@ -76,6 +76,14 @@ def test_table_stands_beside_the_paper(finished: tuple[Path, str]) -> None:
     assert any(line.startswith("mean") and f"{100 * mean:.2f}" in line and line.endswith("86.11") for line in lines)
 
 
+def test_phantoms_are_not_compared_with_the_paper(tmp_path: Path) -> None:
+    printed = call(main, "--out", tmp_path / "out", *QUICK)
+    found = results(tmp_path / "out")
+    assert found["data"]["name"].startswith("SYNTHETIC")
+    assert "paper" not in found
+    assert "paper" not in printed.split("SYNTHETIC phantoms", 2)[2].lower()
+
+
 def test_pictures_and_metrics(finished: tuple[Path, str]) -> None:
     out, _ = finished
     pictures = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medseg.data.dataset import Benchmark
 from medseg.evaluation.report import rate_names
@@ -34,6 +35,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     rate.set(xlabel="epoch", ylabel="at the end of the epoch", ylim=(0, None), title="learning rate")
     for axis in (losses, dice, rate):
         axis.title.set_fontsize(9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     for axis in (axis for axis in (losses, dice) if axis.lines):
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
