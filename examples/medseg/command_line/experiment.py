@@ -4,6 +4,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medseg.atomic_write import remedy, write_json, write_text
@@ -49,6 +50,8 @@ def main(
         runs = runs_from(options, preset, benchmark.name)
         if runs[0].data is None and not synthetic:
             command.error("the following arguments are required: --data")
+        if runs[0].data is None:
+            benchmark = replace(benchmark, paper=None)  # which did not measure phantoms
         if is_first_process():  # of a distributed training; the others find what this one has made ready
             _refuse(benchmark, runs, options.out)
         if len(runs) > 1:

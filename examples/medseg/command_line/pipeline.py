@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -39,8 +39,6 @@ from medseg.training.transforms import Augmentation
 
 def run_one(benchmark: Benchmark, run: Run, synthetic: Synthetic | None = None) -> None:
     """Train, evaluate, and leave tables, numbers, pictures and the network in ``run.out``."""
-    if run.data is None:
-        benchmark = replace(benchmark, paper=None)  # which did not measure phantoms
     try:
         _run(benchmark, run, synthetic)
     except torch.cuda.OutOfMemoryError as error:
