@@ -68,7 +68,7 @@ class Picture:
 def read_use(folder: Path) -> Use:
     """What a run noted in ``model/``; ``folder`` is that or the run's."""
     if not folder.is_dir():
-        runs = ", ".join(str(path.parent) for path in sorted(folder.parent.glob("*/model")))
+        runs = ", ".join(map(str, _runs_in(folder.parent)))
         raise DataError(f"no folder {folder}; give --checkpoint the folder of a run" + (f": {runs}" if runs else ""))
     if (folder / "model").is_dir():
         folder = folder / "model"
@@ -87,6 +87,10 @@ def read_use(folder: Path) -> Use:
     )
 
 
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/model") if (path / "preprocessing.json").is_file())
+
+
 def read_uses(folders: Sequence[Path], *, smooth: bool) -> list[Use]:
     """The networks that are averaged: those of some runs, and of all runs (seeds, folds) in a folder of several.
 
@@ -95,7 +99,7 @@ def read_uses(folders: Sequence[Path], *, smooth: bool) -> list[Use]:
     """
     uses = []
     for folder in folders:
-        inside = sorted(path.parent for path in folder.glob("*/model") if (path / "preprocessing.json").is_file())
+        inside = _runs_in(folder)
         alone = (folder / "model").is_dir() or (folder / "preprocessing.json").is_file() or not inside
         uses += [read_use(path) for path in ([folder] if alone else inside)]
     first = uses[0]
