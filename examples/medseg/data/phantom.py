@@ -94,7 +94,9 @@ def make_phantom(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[Volume
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], amplitude: float) -> Volume:
     coarse = rng.normal(0, amplitude, (3, 4, 4))
-    field: Volume = ndimage.zoom(coarse, [n / m for n, m in zip(shape, coarse.shape, strict=True)], order=3)
+    # Cubic splines, an axis at a time: many times as fast as one ndimage.zoom of the volume, and equal.
+    z, y, x = (ndimage.zoom(np.eye(m), (n / m, 1), order=3) for n, m in zip(shape, coarse.shape, strict=True))
+    field: Volume = np.einsum("az,by,cx,zyx->abc", z, y, x, coarse, optimize=True)
     return field.astype(np.float32)
 
 
