@@ -112,6 +112,17 @@ class TestEvaluate:
             assert case["classes"][name]["strict"]["dice"] == pytest.approx(expected.strict.dice)
             assert case["classes"][name]["strict"]["hd95"] == pytest.approx(expected.strict.hd95, rel=1e-5)
 
+    def test_all_that_does_not_fit_is_named_at_once(self, tmp_path: Path) -> None:
+        found, truth = folders(tmp_path)
+        for name in "abc":
+            Image.fromarray(np.zeros((4, 4), bool)).save(truth / f"{name}.png")
+        Image.fromarray(np.zeros((4, 5), bool)).save(found / "a.png")
+        Image.fromarray(np.zeros((4, 4), bool)).save(found / "b.png")
+        (found / "c.png").write_bytes(b"no image")
+        with pytest.raises(SystemExit, match=r"2 faults in the data:\n.*a.png has shape \(1, 4, 5\)[^\n]*\n.*c.png"):
+            score(tmp_path, "lesion")
+        assert not (tmp_path / "out" / "results.json").exists()
+
     def test_what_does_not_fit(self, tmp_path: Path) -> None:
         found, truth = folders(tmp_path)
         with pytest.raises(SystemExit, match=r"hold no files of one kind; wanted one of \.png, \.jpg"):

@@ -25,7 +25,7 @@ from medseg.data.acdc import read_acdc
 from medseg.data.arrays import LARGEST
 from medseg.data.dataset import Volume
 from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
-from medseg.data.scans import read_nifti
+from medseg.data.nifti import read_nifti
 from medseg.data.synapse import read_slice, read_volume
 from medseg.errors import DataError
 

@@ -24,9 +24,8 @@ from medseg.data.folders import (
     walk,
 )
 from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
-from medseg.data.nifti import check_hounsfield, one_frame, orientation_of, to_slices, voxels_of
+from medseg.data.nifti import check_hounsfield, one_frame, orientation_of, read_nifti, to_slices, voxels_of
 from medseg.data.notes import note, told_once
-from medseg.data.scans import read_nifti
 from medseg.errors import DataError
 
 ROWS, COLUMNS = np.mgrid[:20, :30]

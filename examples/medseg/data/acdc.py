@@ -23,9 +23,8 @@ from medseg.atomic_write import write_npz
 from medseg.data.arrays import check_image, check_label, check_spacing, read_npz
 from medseg.data.dataset import Benchmark, Case, Paper, Split, Volume, stack_slices
 from medseg.data.folders import by_stem, find_files, listed, read_list, stem_of, walk_folders
-from medseg.data.nifti import orientation_of, spacing_of, to_slices, voxels_of
+from medseg.data.nifti import orientation_of, read_nifti, spacing_of, to_slices, voxels_of
 from medseg.data.preparation import Job, Record, Release, gathered
-from medseg.data.scans import read_nifti
 from medseg.errors import DataError
 from medseg.settings import Settings
 

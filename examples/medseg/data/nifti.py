@@ -1,5 +1,7 @@
 """NIfTI scans as the stacks of slices that networks are trained on, and labels back in the geometry of the file.
 
+What a file is, is told by its content, whatever its name says.
+
 CT is turned to the orientation of the preprocessed Synapse set, whatever that of the file: slices from foot to head,
 rows from back to front, columns from right to left. So the BTCV release stores its scans; in pictures the liver is on
 the left and the spine on top.
@@ -9,6 +11,8 @@ oblique to the body, so the nearest axes of the body differ from patient to pati
 stored as those of ACDC are.
 """
 
+import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +22,8 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from medseg.data.arrays import Spacing, check_spacing
+from medseg.data.arrays import DAMAGED, Spacing, check_size, check_spacing, reading
+from medseg.data.contents import CONVERT_DICOM, beginning, is_nifti, kind_of
 from medseg.data.notes import note
 from medseg.errors import DataError
 
@@ -27,6 +32,49 @@ Intensity = Literal["hu", "min-max"]  # as in medseg.data.dataset.Benchmark
 REFETCH = "fetch it again"
 HU_WINDOW = (-125.0, 275.0)  # of the preprocessed Synapse set
 CT_DIRECTIONS = (1, 1, -1)  # of slices, rows and columns along the axes of the body: to the head, front and left
+NIFTI_2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # with this size its header begins
+OTHERS = {
+    "a DICOM file": CONVERT_DICOM,
+    "an NRRD scan": 'SimpleITK converts it: sitk.WriteImage(sitk.ReadImage("a.nrrd"), "a.nii.gz")',
+    "a MetaImage scan": 'SimpleITK converts it: sitk.WriteImage(sitk.ReadImage("a.mha"), "a.nii.gz")',
+    "an Analyze 7.5 scan": "it does not say how it lies, or its voxels are in an .img; convert it to .nii.gz, e.g. "
+    "with `fslchfiletype NIFTI_GZ FILE`",
+}
+
+
+def read_nifti(path: Path) -> "nibabel.Nifti1Image":
+    """A NIfTI image, read as a whole, which verifies the checksum of a compressed one.
+
+    Axes of length 1 behind the third are left out.
+    """
+
+    def read() -> "nibabel.Nifti1Image":
+        start = beginning(path)
+        if not is_nifti(start):
+            kind = kind_of(start)
+            raise DataError(f"cannot read {path}: it is {kind}, no NIfTI; {OTHERS.get(kind, DAMAGED)}")
+        with path.open("rb") as stream:
+            compressed = stream.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else path.open("rb") as stream:
+            kind_of_nifti = nibabel.Nifti2Image if start[:4] in NIFTI_2 else nibabel.Nifti1Image
+            header = kind_of_nifti.header_class.from_fileobj(stream)  # type: ignore[no-untyped-call]
+            shape = header.get_data_shape()
+            if not shape or min(shape) < 1:
+                raise DataError(f"cannot read {path}: its shape is {shape}; {DAMAGED}")
+            size = math.prod(map(int, shape)) * header.get_data_dtype().itemsize
+            check_size(path, "the image", size)
+            expected = int(header["vox_offset"]) + size
+            stream.seek(0)
+            content = stream.read(expected + 1)  # a byte too many, so that gzip comes to the checksum at the end
+        if len(content) != expected:  # the voxels would be read without a word, shifted or short of something
+            held = "less" if len(content) < expected else "more"
+            raise DataError(f"cannot read {path}: it holds {held} than the {expected} bytes of its header; {DAMAGED}")
+        image: nibabel.Nifti1Image = kind_of_nifti.from_bytes(content)
+        while len(image.shape) > 3 and image.shape[-1] == 1:
+            image = image.slicer[..., 0]
+        return image
+
+    return reading(path, read)
 
 
 @dataclass(frozen=True)
@@ -107,7 +155,7 @@ def to_slices(
 
     Args:
         path: Of the file, for messages.
-        image: From ``medseg.data.scans.read_nifti``.
+        image: From ``read_nifti``.
         intensity: ``"hu"``: from -125 to 275 Hounsfield units; ``"min-max"``: from the smallest value of the volume to
             its 99th percentile, which the files of the ACDC set show to be what they were scaled by. Values beyond
             these limits are clipped.
@@ -155,7 +203,7 @@ def voxels_of(
 
     Args:
         path: Of the file, for messages.
-        image: From ``medseg.data.scans.read_nifti``.
+        image: From ``read_nifti``.
         fill_nan: Take voxels that are not as the least of the others instead of refusing them.
         remedy: What the message advises.
     """

@@ -15,9 +15,8 @@ from medseg.data.arrays import Spacing, check_label, check_spacing, read_npz
 from medseg.data.dataset import Benchmark, Case, Labels, Split, Volume
 from medseg.data.folders import ENDINGS, IMAGE_SUFFIXES, by_stem
 from medseg.data.images import read_labels, read_mask
-from medseg.data.nifti import Orientation, spacing_of, voxels_of
+from medseg.data.nifti import Orientation, read_nifti, spacing_of, voxels_of
 from medseg.data.notes import note
-from medseg.data.scans import read_nifti
 from medseg.errors import DataError
 from medseg.evaluation.scores import evaluate, headline, summarize
 from medseg.settings import Settings

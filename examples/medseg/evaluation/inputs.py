@@ -19,8 +19,7 @@ from medseg.data.contents import CONVERT_DICOM, beginning, is_nifti, kind_of
 from medseg.data.dataset import Labels
 from medseg.data.folders import IMAGE_SUFFIXES, suffix_of
 from medseg.data.images import read_image
-from medseg.data.nifti import is_oriented, one_frame, orientation_of, to_slices
-from medseg.data.scans import read_nifti
+from medseg.data.nifti import is_oriented, one_frame, orientation_of, read_nifti, to_slices
 from medseg.errors import DataError, RunError
 from medseg.figures.view import AS_STORED, CT, View
 

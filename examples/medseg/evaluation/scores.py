@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medseg.data.dataset import Benchmark, Case, Labels, Volume
+from medseg.errors import DataError, all_of
 from medseg.evaluation.metrics import confusion, rates, score_classes
 
 Row = dict[str, Any]  # of one case, see medseg.evaluation.scores.evaluate
@@ -114,11 +115,18 @@ def evaluate(
     Returns:
         For every case its name and, for every class, the counts and scores of ``medseg.evaluation.metrics``: both
         definitions of Dice and HD95 for scans, the rates of pixels for RGB images.
+
+    Raises:
+        DataError: That names the first files with faults and counts the others.
     """
-    rows = []
+    rows, faults = [], []
     for case in tqdm(cases, desc=description, disable=None):
-        volume = case.read()
-        prediction = predict(volume)
+        try:
+            volume = case.read()
+            prediction = predict(volume)
+        except DataError as error:
+            faults.append(str(error))
+            continue
         scores = score_rgb_image(prediction, volume, len(benchmark.classes)) if benchmark.intensity == "rgb" else None
         if scores is None:
             scores = [
@@ -131,6 +139,8 @@ def evaluate(
                 "classes": dict(zip(benchmark.classes, scores, strict=True)),
             }
         )
+    if faults:
+        raise all_of(faults)
     return rows
 
 
