@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gca.ops.tracing import constant
+
 
 def without_overflow(f: Tensor, *modules: nn.Module) -> Tensor:
     """``modules`` one after the other; in float32, and so is the result, where they would compute in float16.
@@ -18,15 +20,20 @@ def without_overflow(f: Tensor, *modules: nn.Module) -> Tensor:
             f = module(f)
         return f
     f = f.float()
-    if not torch.amp.is_autocast_available(f.device.type):
+    if not _has_autocast(f.device.type):
         return _each(f, *modules)
     with torch.autocast(f.device.type, enabled=False):
         return _each(f, *modules)
 
 
+@constant  # torch 2.8 cannot compile the question
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
 def _in_float16(f: Tensor, conv: nn.Module) -> bool:
     device = f.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = _has_autocast(device) and torch.is_autocast_enabled(device)
     return torch.float16 in ((torch.get_autocast_dtype(device),) if autocast else (f.dtype, conv.weight.dtype))
 
 

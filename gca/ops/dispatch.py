@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import Tensor
 
 from gca.ops import plain
-from gca.ops.tracing import traced
+from gca.ops.tracing import constant, traced
 from gca.ops.volumes import plane_shape
 
 BACKENDS = {
@@ -35,7 +35,8 @@ class backend(AbstractContextManager[None]):  # noqa: N801  # called as a functi
 
     Takes effect at once, and ends with the ``with`` block, if it is used as one. Other threads and tasks are not
     affected; a task of asyncio inherits what held where it was made. Never falls back: an ``x`` that the backend cannot
-    take raises :class:`BackendError`. Scripted modules are not affected, they hold the plain formula.
+    take raises :class:`BackendError`. A compiled graph keeps what held when it was compiled; scripted modules hold the
+    plain formula.
 
     Args:
         name: ``"reference"`` (the definition, on einops), ``"plain"`` (torch operators, what traced and compiled graphs
@@ -55,7 +56,8 @@ class backend(AbstractContextManager[None]):  # noqa: N801  # called as a functi
         if name is not None and name not in BACKENDS:
             raise ValueError(f"no backend is called {name!r}; choose one of {', '.join(BACKENDS)} or None")
         self.name = name
-        self.module = None if name is None else _module(name)
+        if name is not None:
+            _requested[name] = _module(name)
         _asked_for.set((*_asked_for.get(), self))
 
     def __exit__(self, *_: object) -> None:
@@ -63,6 +65,7 @@ class backend(AbstractContextManager[None]):  # noqa: N801  # called as a functi
 
 
 _asked_for: ContextVar[tuple[backend, ...]] = ContextVar("gca.ops.backend", default=())  # the last one holds
+_requested: dict[str, ModuleType] = {}  # loaded before a graph is compiled, in which nothing can be imported
 
 
 def backends(x: Tensor | None = None) -> dict[str, str | None]:
@@ -86,18 +89,23 @@ def selected(x: Tensor) -> str:
 
 def select(x: Tensor) -> ModuleType:
     """The module of that backend."""
-    asked_for = _asked_for.get()
-    module = asked_for[-1].module if asked_for else None
-    if module is None:
+    name = _name_asked_for()
+    if name is None:
         if traced(x) or not x.dtype.is_floating_point or (x.is_cuda and x.nbytes <= LAUNCH_BOUND):
             return plain
         names = AUTOMATIC.get(x.device.type, ())
         return _module(next((name for name in names if _unsupported(name, x) is None), "plain"))
+    module = _requested[name]
     if (reason := _cannot(module, x)) is not None:
-        raise BackendError(
-            f"the backend {asked_for[-1].name!r} cannot take x: {reason}; backend(None) chooses one that can"
-        )
+        raise BackendError(f"the backend {name!r} cannot take x: {reason}; backend(None) chooses one that can")
     return module
+
+
+@constant
+def _name_asked_for() -> str | None:
+    """What :class:`backend` asks for. Constant, since torch up to 2.10 cannot compile a ``ContextVar``."""
+    asked_for = _asked_for.get()
+    return asked_for[-1].name if asked_for else None
 
 
 def _unsupported(name: str, x: Tensor | None) -> str | None:

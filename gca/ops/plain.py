@@ -3,10 +3,13 @@
 A traced or compiled graph always holds these, so that its compiler can fuse them with what comes before and after.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from gca.ops.tracing import compiling
+from gca.ops.tracing import compiling, transformed
 
 DIFFERENTIABLE = True
 
@@ -26,8 +29,34 @@ def pool(x: Tensor, kind: str, axes: int = 2) -> tuple[Tensor | None, Tensor | N
         if kind != "max":
             means.append(x.mean(others))
         if kind != "avg":
-            maxima.append(x.amax(others))
+            maxima.append(_maxima(x, others))
     return _side_by_side(means, along), _side_by_side(maxima, along)
+
+
+def _maxima(x: Tensor, others: list[int]) -> Tensor:
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return x.amax(others)
+    else:
+        # The gradient of amax counts ties in int64, which Inductor does not vectorise: on two CPU cores, a compiled
+        # layer trains up to 1.6 times as fast with this one. torch.func knows no such Function without more ado.
+        return _Maxima.apply(x, others) if compiling() and not transformed() else x.amax(others)
+
+
+class _Maxima(Function):
+    """``x.amax(others)``, whose gradient counts ties in floating point."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, others: list[int]) -> Tensor:
+        maxima = x.amax(others, keepdim=True)
+        ctx.save_for_backward(x, maxima)
+        ctx.others = others
+        return maxima.squeeze(others)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, maxima = ctx.saved_tensors
+        ties = (x == maxima).to(torch.promote_types(x.dtype, torch.float32))
+        return (ties * (grad.view_as(maxima) / ties.sum(ctx.others, keepdim=True))).to(x.dtype), None
 
 
 def _others(axes: int, first: int) -> list[list[int]]:

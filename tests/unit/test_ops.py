@@ -115,6 +115,23 @@ def test_graphs_hold_the_plain_formula(layer: torch.nn.Module, x: Tensor) -> Non
     torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 2, 4, 5)])
+def test_compiled_maxima_share_their_gradient_among_ties(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def loss(x: Tensor) -> Tensor:
+        return sum((t.float() ** 2).sum() for t in ops.axis_pool(x, "max"))  # type: ignore[return-value]
+
+    x = torch.randint(-2, 2, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with ops.backend("reference"):
+        loss(expected := x.clone().requires_grad_()).backward()
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled(found := x.clone().requires_grad_()).backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+    for_each = torch.compile(torch.func.vmap(torch.func.grad(lambda image: loss(image[None]))), backend="aot_eager")
+    torch.testing.assert_close(for_each(x), expected.grad)  # no custom gradient there
+
+
 def test_why_backends_cannot_take_an_input(x: Tensor) -> None:
     reasons = ops.backends(x.long())
     assert reasons["reference"] is reasons["plain"] is None
