@@ -212,11 +212,11 @@ def _check(
         raise RunError(
             f"--min-lr {settings.min_lr:g}, the last learning rate, is above --lr {settings.lr:g}, the first"
         )
+    if synthetic and (execution.nodes > 1 or execution.devices not in ("1", "auto")):
+        raise RunError("the synthetic phantoms are for one process; give --data to train on several devices")
     processes = execution.nodes * (int(execution.devices) if execution.devices.isdigit() else 1)
     if processes > 1 and settings.batch_size % processes:
         raise RunError(f"--batch-size {settings.batch_size} cannot be divided among {processes} processes")
-    if synthetic and (execution.nodes > 1 or execution.devices not in ("1", "auto")):
-        raise RunError("the synthetic phantoms are for one process; give --data to train on several devices")
     if synthetic and cross_validate:
         raise RunError("--cross-validate is for real data; give --data")
 
