@@ -55,8 +55,13 @@ class _Maxima(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, maxima = ctx.saved_tensors
-        ties = (x == maxima).to(torch.promote_types(x.dtype, torch.float32))
-        return (ties * (grad.view_as(maxima) / ties.sum(ctx.others, keepdim=True))).to(x.dtype), None
+        return _shared(grad.view_as(maxima), x, maxima, ctx.others), None
+
+
+def _shared(grad: Tensor, x: Tensor, maxima: Tensor, others: list[int]) -> Tensor:
+    """The gradient of maxima over some axes, which are kept: equal shares for the positions that attain them."""
+    ties = (x == maxima).to(torch.promote_types(x.dtype, torch.float32))
+    return (ties * (grad / ties.sum(others, keepdim=True))).to(x.dtype)
 
 
 def _others(axes: int, first: int) -> list[list[int]]:
@@ -120,8 +125,7 @@ def pool_backward(x: Tensor, maxima: Tensor | None, grad_means: Tensor | None, g
     if grad_maxima is not None and maxima is not None:
         parts = torch.split(maxima.detach(), sizes, dim=2), torch.split(grad_maxima, sizes, dim=2)
         for dim, top, grad in zip((3, 2), *parts, strict=True):
-            ties = x == top.unsqueeze(dim)
-            total = total + ties * grad.unsqueeze(dim) / ties.sum(dim, keepdim=True)
+            total = total + _shared(grad.unsqueeze(dim), x, top.unsqueeze(dim), [dim])
     return total
 
 
