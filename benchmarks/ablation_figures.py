@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from studies import VARIANTS, Study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from medseg.atomic_write import writing
+from medseg.files import writing
 
 Row = dict[str, Any]
 RATES = {"iou": "mIoU %", "dice": "DSC %", "accuracy": "Acc %", "specificity": "Spe %", "sensitivity": "Sen %"}

@@ -18,8 +18,8 @@ from timing import interleave
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from medseg.command_line.options import parser
 from medseg.command_line.runs import runs_from
-from medseg.data.arrays import read_json
 from medseg.errors import RunError
+from medseg.files import read_json
 from medseg.settings import Settings
 from medseg.training.losses import cross_entropy, dice_loss, dice_sums
 from medseg.training.network import build_model, check_precision

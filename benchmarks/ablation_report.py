@@ -13,10 +13,10 @@ from ablation_figures import RATES, draw_bars, draw_curves
 from studies import DATASETS, REPORTED, STUDIES, VARIANTS, Study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from medseg.atomic_write import write_json, write_text, writing
 from medseg.errors import DataError
 from medseg.evaluation.report import spread
 from medseg.evaluation.scores import spread_of
+from medseg.files import write_json, write_text, writing
 
 Row = dict[str, Any]
 PARTS = ("figures", "classes", "classes_hd95")

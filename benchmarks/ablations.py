@@ -33,8 +33,8 @@ from timing import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from medseg.command_line.options import positive_int
-from medseg.data.arrays import read_json
 from medseg.errors import DataError, RunError
+from medseg.files import read_json
 from medseg.training.network import check_precision
 
 ROOT = Path(__file__).parents[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 IMAGES = Path(__file__).with_name("images")
 PACKAGE = Path(__file__).parents[1] / "gca"
+MEDSEG = Path(__file__).parents[1] / "examples" / "medseg"
 
 GREY, BLUE, ORANGE = ("#f2f4f7", "#98a2b3"), ("#e3effd", "#3b7dd8"), ("#fdecd8", "#d9822b")  # fill, line
 TEXT, SOFT = "#1d2939", "#667085"
@@ -236,6 +237,14 @@ def forward() -> Drawing:
     return d
 
 
+def modules(folder: str, text: str) -> str:
+    """Words for a box, which begin with names of modules in a folder, up to a line break or colon; they must exist."""
+    for name in re.findall(r"\w+", re.split(r"[:\n]", text)[0]):
+        if not (module := MEDSEG / folder / f"{name}.py").is_file():
+            raise FileNotFoundError(f"the figure names {module}, which does not exist")
+    return text
+
+
 def training() -> Drawing:
     """The way of a case through one training."""
     d = Drawing(900, 400, "The way of a case through one training")
@@ -244,7 +253,7 @@ def training() -> Drawing:
     for (x, _), (target, _) in pairwise(stations):
         d.arrow((x + 66, 45), (target - 67, 45))
     for x, text in stations:
-        d.box(x, 45, 130, 34, text)
+        d.box(x, 45, 130, 34, modules("command_line", text))
     columns = {"data": 110, "training": 340, "evaluation": 570, "figures": 790}
     for name, x in columns.items():
         width = 200 if name != "figures" else 180
@@ -253,7 +262,7 @@ def training() -> Drawing:
         "data": (
             "synapse, acdc, isic, ...\nlist the Cases",
             "dataset\nSplit by patient",
-            "images, nifti, arrays\nread, check a Volume",
+            "images, nifti\nread, check a Volume",
         ),
         "training": (
             "slices\nin an order by seed",
@@ -262,18 +271,25 @@ def training() -> Drawing:
         ),
         "evaluation": (
             "prediction\nslices, at native size",
-            "metrics\nDice, HD95",
-            "scores, report\nresults.json, table",
+            "scores\nDice, HD95",
+            "report\nresults.json, table",
         ),
     }
     heights = (148, 232, 316)
     for name, texts in steps.items():
         x = columns[name]
         for number, (y, text) in enumerate(zip(heights, texts, strict=True)):
-            d.box(x, y, 176, 54, text, ORANGE if text.startswith("trainer") else BLUE if name == "data" else GREY)
+            d.box(
+                x,
+                y,
+                176,
+                54,
+                modules(name, text),
+                ORANGE if text.startswith("trainer") else BLUE if name == "data" else GREY,
+            )
             if number:
                 d.arrow((x, heights[number - 1] + 28), (x, y - 29))
-    d.box(columns["figures"], heights[2], 156, 54, "results\noverlays, curves")
+    d.box(columns["figures"], heights[2], 156, 54, modules("figures", "overlays, results\nslices, curves"))
     d.arrow(
         (columns["data"] + 89, heights[2]), (225, heights[2]), (225, heights[0]), (columns["training"] - 90, heights[0])
     )

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from medseg.atomic_write import atomic_write
 from medseg.errors import DataError, RunError
 from medseg.evaluation.inputs import Use, read_use
+from medseg.files import atomic_write
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # of logits, relative to the largest

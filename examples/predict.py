@@ -21,12 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medseg.atomic_write import atomic_write
 from medseg.command_line.options import positive_int
-from medseg.data.notes import told_once
-from medseg.errors import DataError, RunError
-from medseg.evaluation.inputs import read_picture, read_uses
-from medseg.evaluation.tasks import Task, task_of_file, tasks_of_folder
+from medseg.errors import DataError, RunError, told_once
+from medseg.evaluation.inputs import Task, read_picture, read_uses, task_of_file, tasks_of_folder
+from medseg.files import atomic_write
 
 # medseg.evaluation.prediction and the figures are imported where they are needed: torch takes seconds, for which --help
 # and a mistake on the command line should not wait.

@@ -18,9 +18,8 @@ from typing import Any
 
 from medseg.command_line.options import int_from_0, positive_int, size
 from medseg.data import acdc, isic, synapse
-from medseg.data.notes import told_once
 from medseg.data.preparation import Release, prepare
-from medseg.errors import DataError
+from medseg.errors import DataError, told_once
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

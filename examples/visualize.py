@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.command_line.options import int_from_0, positive_int
-from medseg.data.notes import told_once
-from medseg.errors import DataError, RunError
+from medseg.errors import DataError, RunError, told_once
 from medseg.evaluation.inputs import check_form, read_use
 
-# medseg.command_line.attention is imported where it is needed: torch takes seconds, for which --help and a mistake on
+# medseg.figures.attention is imported where it is needed: torch takes seconds, for which --help and a mistake on
 # the command line should not wait.
 
 
@@ -52,8 +51,8 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
-    from medseg.command_line.attention import check_free, summarize, visualize
     from medseg.evaluation.prediction import load_network
+    from medseg.figures.attention import check_free, summarize, visualize
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -10,11 +10,11 @@ What a script for one's own data needs is imported from here, see docs/own_data.
 """
 
 from medseg.command_line.experiment import main
-from medseg.data.arrays import check_image, check_label, check_spacing, read_h5, read_npz
 from medseg.data.dataset import Benchmark, Case, Split, Volume, fold_of, hold_out, stack_slices
 from medseg.data.folders import IMAGE_SUFFIXES, by_stem, listed, pairs, read_list
 from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
 from medseg.errors import DataError
+from medseg.files import check_image, check_label, check_spacing, read_h5, read_npz
 from medseg.settings import Settings
 
 __all__ = [

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from typing import Any
 
 from medseg.errors import RunError
@@ -90,3 +91,14 @@ def is_first_process() -> bool:
     """Whether this is the process that writes and reports; the only one unless several devices train together."""
     ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning has them, and their order
     return next((int(os.environ[name]) for name in ranks if name in os.environ), 0) == 0
+
+
+def check_logger(name: str) -> None:
+    """Refuse a logger whose package is missing, without importing anything.
+
+    Raises:
+        RunError: With the line that installs it.
+    """
+    package = LOGGERS[name]
+    if find_spec(package) is None:
+        raise RunError(f"--logger {name} needs a package that is not installed: pip install {package}")

@@ -33,6 +33,14 @@ def test_the_tables_of_costs_are_up_to_date() -> None:
         assert (DOCS / "costs" / name).read_text() == table, name
 
 
+def test_contributors_find_every_module_of_the_examples() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \| (.*) \|$", (DOCS.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    medseg = DOCS.parent / "examples" / "medseg"
+    for folder in (path for path in medseg.iterdir() if (path / "__init__.py").is_file()):
+        named = sorted(re.findall(r"`(\w+)`", dict(rows)[folder.name]))
+        assert named == sorted(path.stem for path in folder.glob("[a-z]*.py")), folder.name
+
+
 def test_links_of_the_readme_say_where_they_lead() -> None:
     """A package index shows README alone: there a relative link is dead, and its text has to name the path."""
     readme = (DOCS.parent / "README.md").read_text()

@@ -16,8 +16,8 @@ from PIL import Image
 
 import evaluate
 import export
-from medseg.evaluation.metrics import score_classes
 from medseg.evaluation.prediction import load_network
+from medseg.evaluation.scores import score_classes
 from tests.e2e import commands
 from tests.e2e.test_predict import BENCHMARKS, save_network
 

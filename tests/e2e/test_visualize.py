@@ -17,13 +17,13 @@ from torch import Tensor, nn
 import gca
 import visualize
 from gca.maps import AxisGates
-from medseg.atomic_write import write_json
-from medseg.command_line.attention import fitted
 from medseg.data.acdc import ACDC
 from medseg.data.dataset import Benchmark
 from medseg.data.isic import isic
 from medseg.evaluation.group_similarity import correlation_of_groups, group_similarity, untrained, verdict
 from medseg.evaluation.prediction import load_network
+from medseg.figures.attention import fitted
+from medseg.files import write_json
 from medseg.training.network import build_model, save_model
 from tests.conftest import randomize
 from tests.e2e import commands

@@ -20,14 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.atomic_write import write_json
 from medseg.data.acdc import read_acdc
-from medseg.data.arrays import LARGEST
 from medseg.data.dataset import Volume
 from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
 from medseg.data.nifti import read_nifti
 from medseg.data.synapse import read_slice, read_volume
 from medseg.errors import DataError
+from medseg.files import LARGEST, write_json
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((3, 12, 10)).astype(np.float32)
@@ -425,7 +424,7 @@ class TestWriting:
         path = tmp_path / "results.json"
         write_json(path, {"epochs": 1})
         limited = (
-            "import resource, signal, sys; from pathlib import Path; from medseg.atomic_write import write_json\n"
+            "import resource, signal, sys; from pathlib import Path; from medseg.files import write_json\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
             "try:\n    write_json(Path(sys.argv[1]), list(range(10_000)))\nexcept OSError as error:\n    print(error)"
         )

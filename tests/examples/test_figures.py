@@ -12,14 +12,12 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from medseg.data.acdc import ACDC
-from medseg.data.dataset import Case, Volume
+from medseg.data.dataset import AS_STORED, CT, Case, Volume, view_of_labels
 from medseg.data.isic import isic
 from medseg.data.phantom import make_phantom
 from medseg.data.synapse import ORGANS
-from medseg.figures.augmentation import draw_augmentation
 from medseg.figures.overlays import draw_overlay
-from medseg.figures.results import draw_bars, draw_curves
-from medseg.figures.view import AS_STORED, CT, view_of_labels
+from medseg.figures.results import draw_augmentation, draw_bars, draw_curves
 from medseg.training.slices import SliceDataset
 from medseg.training.transforms import Augmentation
 

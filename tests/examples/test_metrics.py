@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from medseg.evaluation.metrics import Mask, confusion, rates, score, score_classes, surface_distances, surface_points
+from medseg.evaluation.scores import Mask, confusion, rates, score, score_classes, surface_distances, surface_points
 
 SHAPE = (6, 9, 8)
 Pair = tuple[Mask, Mask]

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.data.contents import beginning, kind_of
 from medseg.data.folders import (
     IMAGE_SUFFIXES,
+    beginning,
     by_stem,
     find_files,
+    kind_of,
     left_behind,
     pairs,
     read_list,
@@ -25,8 +26,7 @@ from medseg.data.folders import (
 )
 from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
 from medseg.data.nifti import check_hounsfield, one_frame, orientation_of, read_nifti, to_slices, voxels_of
-from medseg.data.notes import note, told_once
-from medseg.errors import DataError
+from medseg.errors import DataError, note, told_once
 
 ROWS, COLUMNS = np.mgrid[:20, :30]
 COLOURS = np.stack((ROWS * 12, COLUMNS * 8, 255 - ROWS * 12), -1).astype(np.uint8)

@@ -8,17 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from medseg.atomic_write import check_folder, remedy, write_json, write_text, writing
 from medseg.command_line.experiment import main, script_options
 from medseg.command_line.options import parser
-from medseg.command_line.outputs import check_out, clear_several, clear_single, note_request, prepare_out
-from medseg.command_line.runs import Request, Run, runs_from
+from medseg.command_line.runs import (
+    Request,
+    Run,
+    check_out,
+    clear_several,
+    clear_single,
+    note_request,
+    prepare_out,
+    runs_from,
+)
 from medseg.data.acdc import ACDC
 from medseg.data.phantom import write_phantoms
 from medseg.data.synapse import SYNAPSE
 from medseg.errors import RunError
-from medseg.settings import Settings
-from medseg.training.loggers import check_logger
+from medseg.files import check_folder, remedy, write_json, write_text, writing
+from medseg.settings import Settings, check_logger
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +183,7 @@ def test_settings_of_a_run_before_an_option_was_added(tmp_path: Path) -> None:
 def test_refused_before_the_first_training(
     phantoms: Path, tmp_path: Path, words: tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medseg.training.loggers.find_spec", lambda name: None if name == "mlflow" else object())
+    monkeypatch.setattr("medseg.settings.find_spec", lambda name: None if name == "mlflow" else object())
     monkeypatch.setattr("subprocess.run", None)
     with pytest.raises(SystemExit, match=message):
         main(SYNAPSE, "", ["--out", str(tmp_path / "out"), "--data", str(phantoms), *map(str, words)])

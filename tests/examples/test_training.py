@@ -16,12 +16,10 @@ from torch import nn
 from medseg.data.dataset import Case, Volume
 from medseg.errors import RunError
 from medseg.settings import Execution, Settings
-from medseg.training.callbacks import duration
-from medseg.training.loggers import make_logger
 from medseg.training.losses import cross_entropy, dice_loss, dice_sums
 from medseg.training.network import check_precision, precision_hint
 from medseg.training.slices import Draw, SliceDataset, Slices
-from medseg.training.trainer import SegmentationTask, Training, train
+from medseg.training.trainer import SegmentationTask, Training, duration, make_logger, train
 from medseg.training.transforms import Augmentation
 
 SETTINGS = Settings(size=32, batch_size=4, epochs=6, lr=1e-2, min_lr=1e-4, validate_every=2, deterministic=False)
@@ -138,7 +136,7 @@ def test_without_a_terminal_every_epoch_is_a_line(run: Train, capsys: pytest.Cap
 def test_on_a_terminal_there_is_a_bar_and_a_line_when_the_network_is_kept(
     run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medseg.training.callbacks.on_terminal", lambda: True)
+    monkeypatch.setattr("medseg.training.trainer.on_terminal", lambda: True)
     monkeypatch.setattr("medseg.training.trainer.on_terminal", lambda: True)
     run(replace(SETTINGS, epochs=2))
     output = capsys.readouterr()
@@ -175,7 +173,7 @@ def test_loggers(run: Train, tmp_path: Path, logger: str, left: str | None) -> N
 @pytest.mark.parametrize(("logger", "kind"), [("wandb", "WandbLogger"), ("mlflow", "MLFlowLogger")])
 def test_loggers_of_other_packages(tmp_path: Path, logger: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, object] = {}
-    monkeypatch.setattr("medseg.training.loggers.find_spec", lambda name: object())
+    monkeypatch.setattr("medseg.settings.find_spec", lambda name: object())
     monkeypatch.setattr(f"lightning.pytorch.loggers.{kind}", lambda **options: given.update(options) or "logger")
     assert make_logger(logger, tmp_path / "acdc" / "seed1") == "logger"
     assert str(given["save_dir"]).startswith(str(tmp_path / "acdc" / "seed1"))

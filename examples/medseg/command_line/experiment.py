@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medseg.atomic_write import remedy, write_json, write_text
 from medseg.command_line.options import parser
-from medseg.command_line.outputs import check_out, clear_several, clear_single, note_request
-from medseg.command_line.runs import Request, Run, runs_from
-from medseg.data.arrays import read_json
+from medseg.command_line.runs import Request, Run, check_out, clear_several, clear_single, note_request, runs_from
 from medseg.data.dataset import Benchmark, Synthetic
-from medseg.data.notes import told_once, untold
-from medseg.errors import DataError, RunError
+from medseg.errors import DataError, RunError, told_once, untold
 from medseg.evaluation.report import collect, table_of_runs
-from medseg.settings import Settings, is_first_process
-from medseg.training.loggers import check_logger
+from medseg.files import read_json, remedy, write_json, write_text
+from medseg.settings import Settings, check_logger, is_first_process
 
 # The pipeline is imported where it is needed: with torch and Lightning it takes seconds, which --help, a mistake on the
 # command line and the process that only starts several runs should not wait for.

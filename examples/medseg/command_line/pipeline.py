@@ -18,18 +18,15 @@ from torch import nn
 from tqdm import tqdm
 
 import gca
-from medseg.atomic_write import write_json, write_text
-from medseg.command_line.outputs import clear_out, prepare_out
-from medseg.command_line.runs import Request, Run
-from medseg.data.arrays import read_json
+from medseg.command_line.runs import Request, Run, clear_out, prepare_out
 from medseg.data.dataset import Benchmark, Case, DataFingerprint, Split, Synthetic, Volume
 from medseg.errors import DataError, RunError
 from medseg.evaluation.prediction import load_network, predict_volume
 from medseg.evaluation.report import DEFINITIONS, SCHEMA, table
 from medseg.evaluation.scores import best_median_worst, evaluate, headline, mean_dice, summarize
-from medseg.figures.augmentation import draw_augmentation
 from medseg.figures.overlays import draw_overlay
-from medseg.figures.results import draw_bars, draw_curves
+from medseg.figures.results import draw_augmentation, draw_bars, draw_curves
+from medseg.files import read_json, write_json, write_text
 from medseg.settings import Settings, is_first_process
 from medseg.training.network import build_model, check_precision, precision_hint, save_model
 from medseg.training.slices import SliceDataset, Slices, images_per_second

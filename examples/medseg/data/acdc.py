@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.atomic_write import write_npz
-from medseg.data.arrays import check_image, check_label, check_spacing, read_npz
 from medseg.data.dataset import Benchmark, Case, Paper, Split, Volume, stack_slices
 from medseg.data.folders import by_stem, find_files, listed, read_list, stem_of, walk_folders
 from medseg.data.nifti import orientation_of, read_nifti, spacing_of, to_slices, voxels_of
 from medseg.data.preparation import Job, Record, Release, gathered
 from medseg.errors import DataError
+from medseg.files import check_image, check_label, check_spacing, read_npz, write_npz
 from medseg.settings import Settings
 
 STRUCTURES = ("RV", "Myo", "LV")

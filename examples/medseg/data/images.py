@@ -2,7 +2,7 @@
 
 PNG, JPEG, TIFF, BMP and GIF are told by their content. An EXIF orientation is applied, to masks as to images, so that
 predictions and overlays lie as the image is seen. What has no single meaning is refused in words: transparency, colours
-in a mask, several pages. What has one is read, and noted where it is unusual (``medseg.data.notes``).
+in a mask, several pages. What has one is read, and noted where it is unusual (``medseg.errors``).
 """
 
 import io
@@ -15,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from medseg.data.arrays import check_label, reading, some_of
-from medseg.data.contents import beginning, kind_of
 from medseg.data.dataset import Volume
-from medseg.data.folders import IMAGE_SUFFIXES, stem_of
-from medseg.data.notes import note
-from medseg.errors import DataError
+from medseg.data.folders import IMAGE_SUFFIXES, beginning, kind_of, stem_of
+from medseg.errors import DataError, note
+from medseg.files import check_label, reading, some_of
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright

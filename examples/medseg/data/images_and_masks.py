@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.data.arrays import some_of
 from medseg.data.dataset import Benchmark, Case, Labels, Split, Volume, fold_of, hold_out
 from medseg.data.folders import IMAGE_SUFFIXES, listed, pairs, read_list, the_folder_below
 from medseg.data.images import read_image_and_mask, read_labels, read_mask
 from medseg.errors import DataError, RunError
+from medseg.files import some_of
 from medseg.settings import Settings
 
 BACKGROUND = "background"

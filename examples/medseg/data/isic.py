@@ -24,13 +24,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from medseg.atomic_write import write_image
-from medseg.data.arrays import read_json
 from medseg.data.dataset import Benchmark, Case, Paper, Split, hold_out
 from medseg.data.folders import IMAGE_SUFFIXES, by_stem, listed, match, read_list, the_folder_below, unnested
 from medseg.data.images import read_image_and_mask
 from medseg.data.preparation import Job, Record, Release
 from medseg.errors import DataError
+from medseg.files import read_json, write_image
 from medseg.settings import Settings
 
 # year -> part -> folders of the images and of the masks

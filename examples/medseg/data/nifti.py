@@ -22,10 +22,9 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from medseg.data.arrays import DAMAGED, Spacing, check_size, check_spacing, reading
-from medseg.data.contents import CONVERT_DICOM, beginning, is_nifti, kind_of
-from medseg.data.notes import note
-from medseg.errors import DataError
+from medseg.data.folders import CONVERT_DICOM, beginning, is_nifti, kind_of
+from medseg.errors import DataError, note
+from medseg.files import DAMAGED, Spacing, check_size, check_spacing, reading
 
 Intensity = Literal["hu", "min-max"]  # as in medseg.data.dataset.Benchmark
 

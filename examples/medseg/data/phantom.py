@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from medseg.atomic_write import write_h5, write_npz, write_text
 from medseg.data.nifti import HU_WINDOW
+from medseg.files import write_h5, write_npz, write_text
 
 Volume = NDArray[np.float32]
 

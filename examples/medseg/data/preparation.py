@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from medseg.atomic_write import write_json, write_text, writing
-from medseg.data.arrays import Spacing
 from medseg.errors import DataError, all_of
+from medseg.files import Spacing, write_json, write_text, writing
 
 LOG, SUMMARY, SCHEMA = "cases.jsonl", "prepared.json", 1
 

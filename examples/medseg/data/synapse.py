@@ -18,13 +18,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from medseg.atomic_write import write_h5, write_npz
-from medseg.data.arrays import check_image, check_label, check_spacing, read_h5, read_npz
 from medseg.data.dataset import Benchmark, Case, Paper, Split, Volume, fold_of, hold_out, stack_slices
 from medseg.data.folders import by_stem, listed, read_list, stem_of, walk
 from medseg.data.nifti import orientation_of, read_nifti, spacing_of, to_slices, voxels_of
 from medseg.data.preparation import Job, Record, Release
 from medseg.errors import DataError, all_of
+from medseg.files import check_image, check_label, check_spacing, read_h5, read_npz, write_h5, write_npz
 from medseg.settings import Settings
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")

@@ -3,7 +3,7 @@
 Nothing here needs torch, so that a command finds out what is wrong with its files before it loads any network.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medseg.atomic_write import atomic_write, write_image, write_npz
-from medseg.data.arrays import check_image, check_spacing, read_h5, read_json, read_npz
-from medseg.data.contents import CONVERT_DICOM, beginning, is_nifti, kind_of
-from medseg.data.dataset import Labels
-from medseg.data.folders import IMAGE_SUFFIXES, suffix_of
+from medseg.data.dataset import AS_STORED, CT, Labels, View
+from medseg.data.folders import (
+    CONVERT_DICOM,
+    IMAGE_SUFFIXES,
+    beginning,
+    is_nifti,
+    kind_of,
+    left_behind,
+    names_of,
+    suffix_of,
+    walk,
+)
 from medseg.data.images import read_image
 from medseg.data.nifti import is_oriented, one_frame, orientation_of, read_nifti, to_slices
-from medseg.errors import DataError, RunError
-from medseg.figures.view import AS_STORED, CT, View
+from medseg.errors import DataError, RunError, note
+from medseg.files import atomic_write, check_image, check_spacing, read_h5, read_json, read_npz, write_image, write_npz
 
 Probabilities = NDArray[np.float32]
 # What each intensity is read from, and the suffixes that the labels of it may have, the usual one first.
@@ -220,3 +227,85 @@ def _read_rgb_image(path: Path, classes: int) -> Picture:
         write_npz(target, probabilities=found[0])
 
     return Picture(image.transpose(2, 0, 1)[None], save, save_probabilities)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file with what is to be made of it."""
+
+    source: Path
+    labels: Path
+    overlay: Path | None = None
+    probabilities: Path | None = None
+
+    def targets(self) -> Iterator[Path]:
+        """All that is written."""
+        yield from (path for path in (self.labels, self.overlay, self.probabilities) if path is not None)
+
+
+def probability_suffix(form: str) -> str:
+    """The suffix of the probabilities of an input."""
+    return ".nii.gz" if form.startswith(".nii") else ".npz"
+
+
+def task_of_file(
+    source: Path, output: Path, overlay: Path | None, probabilities: Path | None, intensity: str
+) -> list[Task]:
+    """The task for one file."""
+    form = check_form(source, intensity)
+    wanted = FORMATS[intensity][form]
+    if not output.name.endswith(wanted):
+        raise RunError(f"labels of a {form} file are written as {' or '.join(wanted)}; --output is {output}")
+    if overlay is not None and overlay.suffix != ".png":
+        raise RunError(f"an overlay is written as .png; --overlay is {overlay}")
+    if probabilities is not None and not probabilities.name.endswith(suffix := probability_suffix(form)):
+        raise RunError(f"probabilities of a {form} file are written as {suffix}; --probabilities is {probabilities}")
+    return _checked([Task(source, output, overlay, probabilities)])
+
+
+def tasks_of_folder(
+    folder: Path, output: Path, overlay: Path | None, probabilities: Path | None, intensity: str
+) -> list[Task]:
+    """The tasks for all supported files below a folder, under the same names below the folders of the output."""
+    for option, target in (("--output", output), ("--overlay", overlay), ("--probabilities", probabilities)):
+        if target is not None and target.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{option} {target} lies in the folder of the input, whose files would mix; choose another")
+        if target is not None and target.exists() and not target.is_dir():
+            raise RunError(f"{option} {target} is a file; wanted a folder, since the input is one")
+    tasks, others = [], []
+    for source in walk(folder):
+        form = form_of(source, intensity)
+        if form is None:
+            others.append(source)
+            continue
+        place = source.relative_to(folder).parent
+        stem = source.name[: -len(form)] if source.name.lower().endswith(form) else source.stem
+        stem = stem.removesuffix(".npy")
+        tasks.append(
+            Task(
+                source,
+                output / place / f"{stem}{FORMATS[intensity][form][0]}",
+                None if overlay is None else overlay / place / f"{stem}.png",
+                None if probabilities is None else probabilities / place / f"{stem}{probability_suffix(form)}",
+            )
+        )
+    left = [path for path in folder.rglob("*") if left_behind(path) and path.is_file()]
+    if not tasks:
+        advice = "; " + CONVERT_DICOM if any(kind_of(beginning(path)) == "a DICOM file" for path in others) else ""
+        raise DataError(f"{folder} holds no file that the network takes: {', '.join(FORMATS[intensity])}{advice}")
+    if others or left:
+        note("%s: passed over %s", folder, names_of([*others, *sorted(left)]), each=True)
+    return _checked(tasks)
+
+
+def _checked(tasks: Sequence[Task]) -> list[Task]:
+    """Raise where two files would be written to one place, or one over its input."""
+    sources: dict[Path, Path] = {task.source.resolve(): task.source for task in tasks}
+    for task in tasks:
+        for target in task.targets():
+            if (other := sources.get(target.resolve())) is not None:
+                raise RunError(
+                    f"{target} would be written for {task.source} and is that of {other}; choose other names"
+                )
+            sources[target.resolve()] = task.source
+    return list(tasks)

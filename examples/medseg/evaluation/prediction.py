@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 import gca
-from medseg.data.arrays import read_json
 from medseg.data.dataset import Labels
 from medseg.errors import DataError, RunError
 from medseg.evaluation.inputs import Probabilities, Use, read_use
+from medseg.files import read_json
 from medseg.training.transforms import as_rgb, fit_square, unfit_square
 
 # What is predicted and averaged: the slice as it is, and its mirror images.

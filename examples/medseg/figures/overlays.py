@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from medseg.data.dataset import Labels
-from medseg.figures.view import AS_STORED, View, view_of_labels
+from medseg.data.dataset import AS_STORED, Labels, View, view_of_labels
 
 PALETTE = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "tab:pink", "tab:cyan")  # per class
 Picture = NDArray[Any]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import gca
-from medseg.atomic_write import write_json
 from medseg.data.dataset import Benchmark
 from medseg.errors import RunError
+from medseg.files import write_json
 from medseg.settings import Settings
 
 
