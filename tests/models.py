@@ -136,7 +136,7 @@ class Logits(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output = self.model(x)
-        return output[0] if isinstance(output, list | tuple) else output
+        return output[0] if isinstance(output, (list, tuple)) else output
 
 
 def _segresnet_ds() -> nn.Module:
