@@ -59,9 +59,11 @@ class Settings:
         Raises:
             RunError: If these are not the settings of a run.
         """
-        wanted = {field.name for field in fields(cls)}
-        if {*content, "encoder_weights", "loss", "class_weights"} != wanted:
-            raise RunError(f"{source} does not hold the settings {sorted(wanted)}; give the settings.json of a run")
+        wanted, held = {field.name for field in fields(cls)}, {*content, "encoder_weights", "loss", "class_weights"}
+        if held != wanted:
+            faults = {"missing": sorted(wanted - held), "unknown": sorted(held - wanted)}
+            words = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
+            raise RunError(f"{source} does not hold the settings of a run ({words}); give the settings.json of a run")
         weights = content.get("class_weights")
         return cls(**{**content, "class_weights": tuple(weights) if weights else None})
 

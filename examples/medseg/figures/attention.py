@@ -153,13 +153,8 @@ def read_cases(use: Use, options: argparse.Namespace) -> list[Scan]:
         raise DataError(f"{noted_use} names the benchmark {name!r}; wanted {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
     settings = benchmark.settings
-    if (
-        noted := use.folder.parent / "settings.json"
-    ).is_file():  # the run may have tested other cases: a fold, another seed
-        try:
-            settings = Settings(**read_json(noted))
-        except TypeError as error:
-            raise DataError(f"{noted} does not hold the settings of a run: {error}") from error
+    if (noted := use.folder.parent / "settings.json").is_file():  # it may have tested other cases: a fold, another seed
+        settings = Settings.from_json(read_json(noted), noted)
     cases = benchmark.open(options.data, settings).test
     scans = []
     for case in tqdm(spread(cases, options.cases), desc="Reading", unit="case", disable=None):
