@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from studies import VARIANTS, Study
 
@@ -74,6 +75,7 @@ def draw_curves(found: Row, title: str, picture: Path) -> None:
                 (line,) = axes.plot(shared, means, color=COLOURS[name], linewidth=1.8, marker=".")
                 handles.setdefault(f"{VARIANTS[name].label} ({len(runs)})", line)
         axes.set(xlabel="epoch", title=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.legend(
         list(handles.values()), list(handles), title=f"mean ({found['unit']}s)", fontsize=8, loc="outside right center"

@@ -1,8 +1,10 @@
 """Figures, tables and paired differences of finished ablation runs, beside what the paper reports."""
 
 import csv
+import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from medseg.errors import DataError
 from medseg.evaluation.report import spread
 from medseg.evaluation.scores import spread_of
 from medseg.files import write_json, write_text, writing
+from medseg.settings import Settings
 
 Row = dict[str, Any]
 PARTS = ("figures", "classes", "classes_hd95")
@@ -193,8 +196,11 @@ def shown_studies(found: Row) -> dict[str, Study]:
 
 
 def protocol_in_words(protocol: str) -> str:
-    """A name for people."""
-    return PROTOCOLS.get(protocol, f"{protocol} protocol")
+    """A name for people, e.g. of ``compact-size96-epochs6``: compact protocol with size 96, epochs 6."""
+    names = "|".join(sorted((one.name for one in fields(Settings)), key=len, reverse=True))
+    kind, *changes = re.split(rf"-(?={names})", protocol)  # a value may hold a hyphen: precision32-true
+    words = ", ".join(re.sub(rf"^({names})", lambda found: f"{found[0].replace('_', ' ')} ", one) for one in changes)
+    return PROTOCOLS.get(kind, f"{kind} protocol") + (f" with {words}" if words else "")
 
 
 def heading(found: Row) -> str:

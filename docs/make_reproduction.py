@@ -1,6 +1,7 @@
 """Write docs/reproduction.md from the results under benchmarks/results: ``python docs/make_reproduction.py``."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,8 +88,11 @@ def load(results: Path) -> dict[str, Row]:
 
 
 def chosen(dataset: str, variants: Sequence[str], results: dict[str, Row]) -> Row | None:
-    """Runs of the paper's protocol that hold any of the variants, else of the compact one, else of an earlier one."""
-    candidates = [results.get(f"ablations_{protocol}/{dataset}") for protocol in ("paper", "compact", "reduced")]
+    """Runs of the paper's protocol that hold any of the variants, else of the compact one, as it is or with other
+    settings, else of an earlier one."""
+    changed = (name.partition("/")[0] for name in results if re.fullmatch(rf"ablations_compact-.*/{dataset}", name))
+    folders = ("ablations_paper", "ablations_compact", *sorted(changed), "ablations_reduced")
+    candidates = (results.get(f"{folder}/{dataset}") for folder in folders)
     return next((found for found in candidates if found and found["variants"].keys() & set(variants)), None)
 
 
@@ -105,7 +109,8 @@ def judged(
     if found is None:
         return "-", OPEN
     wanted, unit = len(runs_of(dataset)), f"{found['unit']}s"
-    protocol = f"{protocol_in_words(found['protocol'])}, {counted(found, variants)} {unit}"
+    count = counted(found, variants)
+    protocol = f"{protocol_in_words(found['protocol'])}, {count} {found['unit'] if count == '1' else unit}"
     if found["protocol"] != "paper":
         return protocol, "not the paper's settings"
     fewest = min(len(found["variants"][name]["numbers"]) if name in found["variants"] else 0 for name in variants)
@@ -114,8 +119,10 @@ def judged(
 
 def command_of(dataset: str, words: str, found: Row | None) -> str:
     """What trains the runs of a row."""
-    compact = " --compact" if found and found["protocol"] == "compact" else ""
-    return f"`python benchmarks/ablations.py --data {dataset}=DIR {words}{compact}`"
+    compact = found is not None and found["protocol"].startswith("compact")
+    _, _, changed = found["command"].partition(" -- ") if found and compact else ("", "", "")
+    more = (" --compact" if compact else "") + (f" -- {changed}" if changed else "")
+    return f"`python benchmarks/ablations.py --data {dataset}=DIR {words}{more}`"
 
 
 def measured(paper: str, dataset: str, study: str, variants: Sequence[str], results: dict[str, Row]) -> Line:
@@ -168,7 +175,7 @@ def bars(paper: str, dataset: str, results: dict[str, Row]) -> Line:
     if found:
         gain = found["differences"].get("none", {}).get("gca", {}).get("figures", {}).get("dice")
         if gain and gain["n"]:
-            ours = f"GCA minus none: Dice {spread(gain, 100)}"
+            ours = f"GCA minus none: Dice {'+' if gain['mean'] > 0 else ''}{spread(gain, 100)}"
             if gain["significant"] is not None:
                 ours += ", significant" if gain["significant"] else ", not significant"
 

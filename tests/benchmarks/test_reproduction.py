@@ -106,7 +106,7 @@ def test_status_of_bars(
     }
     row = ledger(page(collected(tmp_path, dice)))["Figure 6 (ACDC)"]
     assert row["status"] == status
-    assert row["ours"].startswith(f"GCA minus none: Dice {steps[4] - steps[1]}.00 ± ")
+    assert row["ours"].startswith(f"GCA minus none: Dice +{steps[4] - steps[1]}.00 ± ")
     assert row["ours"].endswith(", significant" if jitter < 0.01 else ", not significant")
 
 
@@ -135,6 +135,21 @@ def test_a_compact_run_never_counts(page: Callable[[Path], str], tmp_path: Path)
     assert "## Ablations: ACDC, an earlier, reduced protocol (not the paper's settings: no reproduction)" in text
     assert "2030-01-01, commit an early one" in text
     assert "| GCA minus no attention | 3 | +0.30 (+0.30 to +0.30) |" in text.replace("**", "")
+
+
+def test_compact_runs_with_changed_settings_are_named_by_them(page: Callable[[Path], str], tmp_path: Path) -> None:
+    results = collected(tmp_path, {"none": [0.9], "gca": [0.91]}, compact=True)
+    protocol = "compact-size96-precision32-true"
+    (results / "ablations_compact").rename(results / f"ablations_{protocol}")
+    file = results / f"ablations_{protocol}" / "acdc.json"
+    command = "python benchmarks/ablations.py --data acdc=DIR --compact -- --size 96 --precision 32-true"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol": protocol, "command": command}))
+    text = page(results)
+    rows = ledger(text)
+    assert rows["Table 2 (ACDC)"]["protocol"] == "compact protocol with size 96, precision 32-true, 1 seed"
+    assert rows["Figure 6 (ACDC)"]["ours"] == "GCA minus none: Dice +1.00"
+    assert rows["Figure 6 (ACDC)"]["command"].endswith(" --compact -- --size 96 --precision 32-true`")
+    assert "## Ablations: ACDC, compact protocol with size 96, precision 32-true (not the paper's settings" in text
 
 
 def test_runs_with_changed_settings_never_count(page: Callable[[Path], str], tmp_path: Path) -> None:
