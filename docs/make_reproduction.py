@@ -31,7 +31,8 @@ files under `benchmarks/results`.
 - Tables 1, 5, 6, 7 and Figure 5 need the Synapse set, which is handed out on registration, and 200 epochs for each of
   four folds of every variant; Table 3, 2017 needs that year's set.
 - The paper's settings are 200 epochs at 224x224 (ISIC: 256x256) for every seed, which takes a GPU. On CPUs the compact
-  protocol compares the variants instead: the paper's data, network, augmentation and batch, 128x128, 12 epochs.
+  protocol compares the variants instead: the paper's data, network, augmentation and batch, 128x128, 12 epochs in
+  bfloat16; on a processor without instructions for it, 96x96, 6 epochs in float32.
 - Figures 3, 4 and 7 are overlays chosen by eye, beside other methods. Every run draws its own best, median and worst
   test case.
 
