@@ -279,14 +279,8 @@ def training() -> Drawing:
     for name, texts in steps.items():
         x = columns[name]
         for number, (y, text) in enumerate(zip(heights, texts, strict=True)):
-            d.box(
-                x,
-                y,
-                176,
-                54,
-                modules(name, text),
-                ORANGE if text.startswith("trainer") else BLUE if name == "data" else GREY,
-            )
+            fill = ORANGE if text.startswith("trainer") else BLUE if name == "data" else GREY
+            d.box(x, y, 176, 54, modules(name, text), fill)
             if number:
                 d.arrow((x, heights[number - 1] + 28), (x, y - 29))
     d.box(columns["figures"], heights[2], 156, 54, modules("figures", "overlays, results\nslices, curves"))

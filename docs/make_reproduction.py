@@ -120,9 +120,9 @@ def judged(
 
 def command_of(dataset: str, words: str, found: Row | None) -> str:
     """What trains the runs of a row."""
-    compact = found is not None and found["protocol"].startswith("compact")
-    _, _, changed = found["command"].partition(" -- ") if found and compact else ("", "", "")
-    more = (" --compact" if compact else "") + (f" -- {changed}" if changed else "")
+    more = ""
+    if found and found["protocol"].startswith("compact"):
+        more = " --compact" + "".join(found["command"].partition(" -- ")[1:])  # the settings that were changed
     return f"`python benchmarks/ablations.py --data {dataset}=DIR {words}{more}`"
 
 
