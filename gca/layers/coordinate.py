@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.layers._precision import without_overflow
+from gca.layers._pointwise import pointwise
 from gca.ops.autograd import gate, pool
 from gca.ops.plain import combine
 
@@ -98,15 +98,15 @@ class CoordinateAttention(GatedLayer):
         return [x.shape[axis] for axis in self.axes]
 
     def _gates(self, means: Tensor | None, maxima: Tensor | None, sizes: list[int]) -> Tensor:
-        f = combine(means, maxima).unsqueeze(3)  # (B, C, H+W, 1)
+        f = combine(means, maxima)  # (B, C, H+W)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            parts = torch.split(self.act(self.bn1(self.conv1(f))), sizes, dim=2)
-            a = [self.conv_h(parts[-2]), self.conv_w(parts[-1])]
+            parts = torch.split(self.act(self.bn1(self.conv1(f.unsqueeze(3)))), sizes, dim=2)
+            a = [self.conv_h(parts[-2]).squeeze(3), self.conv_w(parts[-1]).squeeze(3)]
             if self.conv_d is not None:
-                a.insert(0, self.conv_d(parts[0]))
+                a.insert(0, self.conv_d(parts[0]).squeeze(3))
         else:
-            parts = torch.split(without_overflow(f, self.conv1, self.bn1, self.act), sizes, dim=2)
-            a = [without_overflow(parts[-2], self.conv_h), without_overflow(parts[-1], self.conv_w)]
+            parts = torch.split(pointwise(f, 1, self.conv1, self.bn1, self.act), sizes, dim=2)
+            a = [pointwise(parts[-2], 1, self.conv_h), pointwise(parts[-1], 1, self.conv_w)]
             if self.conv_d is not None:
-                a.insert(0, without_overflow(parts[0], self.conv_d))
-        return self.gate(torch.cat(a, dim=2)).squeeze(3)  # (B, C, H+W)
+                a.insert(0, pointwise(parts[0], 1, self.conv_d))
+        return self.gate(torch.cat(a, dim=2))  # (B, C, H+W)

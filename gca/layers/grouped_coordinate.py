@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
-from gca.layers._precision import without_overflow
+from gca.layers._pointwise import pointwise
 from gca.ops import POOLS
 from gca.ops.autograd import gate, pool
-from gca.ops.layout import merge_groups, split_groups
 from gca.ops.plain import combine
 
 
@@ -127,9 +126,10 @@ class GroupedCoordinateAttention(GatedLayer):
 
     def _gates(self, means: Tensor | None, maxima: Tensor | None) -> Tensor:
         f = combine(means, maxima)  # (B, C, H+W)
-        images = split_groups(f, self.groups if self.share_groups else 1)  # (B*G, C_g, H+W, 1), or all in one image
+        groups = self.groups if self.share_groups else 1
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            a = self.conv2(self.act(self.bn1(self.conv1(images))))
+            images = f.reshape(f.shape[0] * groups, self.channels // groups, f.shape[2], 1)
+            a = self.conv2(self.act(self.bn1(self.conv1(images)))).reshape(f.shape)
         else:
-            a = without_overflow(images, self.conv1, self.bn1, self.act, self.conv2)
-        return merge_groups(self.gate(a), f)  # (B, C, H+W)
+            a = pointwise(f, groups, self.conv1, self.bn1, self.act, self.conv2)
+        return self.gate(a)  # (B, C, H+W)

@@ -7,8 +7,6 @@ memory they are ``(B, H + W, C)`` where ``x`` is in channels_last.
 import torch
 from torch import Tensor
 
-from gca.ops.tracing import compiling, traced
-
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
@@ -34,32 +32,3 @@ def new_features(x: Tensor) -> Tensor:
 def dense_features(features: Tensor, x: Tensor) -> Tensor:
     """The features of ``x`` as they lie in memory, in its order and without gaps."""
     return features.contiguous() if x.is_contiguous() else features.transpose(1, 2).contiguous()
-
-
-def split_groups(features: Tensor, groups: int) -> Tensor:
-    """``(B, C, L)`` as images of ``C / groups`` channels, ``(B * groups, C / groups, L, 1)``, for convolutions.
-
-    Where channels are neighbours in memory that would need a copy. Then all groups are columns of one image, in which
-    every pooled feature of every group is a position: a view in channels_last.
-    """
-    b, c, length = features.shape
-    if _channels_innermost(features):
-        return features.transpose(1, 2).reshape(1, b * length, groups, c // groups).permute(0, 3, 1, 2)
-    return features.reshape(b * groups, c // groups, length, 1)
-
-
-def merge_groups(images: Tensor, features: Tensor) -> Tensor:
-    """What convolutions give for :func:`split_groups` of ``features``, in the shape of these."""
-    b, c, length = features.shape
-    if _channels_innermost(features):
-        return images.permute(0, 2, 3, 1).reshape(b, length, c).transpose(1, 2)
-    return images.reshape(b, c, length)
-
-
-def _channels_innermost(features: Tensor) -> bool:
-    """Asked of tensors that have memory; a traced graph is to be plain. A batch without images is no image."""
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return False
-    else:
-        plain = traced(features) and not compiling()
-        return not plain and features.stride(2) != 1 and features.shape[0] > 0
