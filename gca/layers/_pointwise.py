@@ -59,7 +59,7 @@ def _pointwise(f: Tensor, groups: int, modules: tuple[Any, ...], widened: bool =
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module is a convolution that nobody waits to see called."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is nn.Conv2d and module.groups == 1 and not any(hooks) and "forward" not in vars(module)
+    return type(module) is nn.Conv2d and module.groups == 1 and not any(hooks) and "forward" not in module.__dict__
 
 
 def _call(module: Any, image: Tensor, widened: bool) -> Tensor:
