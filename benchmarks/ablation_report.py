@@ -224,7 +224,8 @@ def markdown(found: Row, level: int = 1, folder: str = "") -> str:
     sizes = ", ".join(f"{count} {part}" for part, count in data["cases"].items())
     parts = [
         f"{'#' * level} Ablations: {heading(found)}",
-        f"`{found['command']}`, {when}, commit {commit}, device: {device}.",
+        f"`{found['command']}`, {when}, commit {commit}, device: {device}."
+        + (" (Only there: `--reduced` has since given way to `--compact`.)" if found["protocol"] == "reduced" else ""),
         f"Settings: {stated}. Data: {data['name']}, {data['split']}; cases: {sizes}.",
         f"{RGB if columns(found) is RATES else SCANS} {found['rule']}",
     ]

@@ -23,8 +23,8 @@ HEAD = """\
 
 """
 NOTES = """\
-Dice and rates in %, HD95 as reported. *open*: nothing has been run yet. All numbers of ours are read from the JSON
-files under `benchmarks/results`.
+Dice and rates in %. HD95: the paper's in mm, by a definition that it does not give; ours by transunet's rule, in
+voxels. *open*: nothing has been run yet. All numbers of ours are read from the JSON files under `benchmarks/results`.
 
 ## Why rows are open
 
@@ -32,7 +32,7 @@ files under `benchmarks/results`.
   four folds of every variant; Table 3, 2017 needs that year's set.
 - The paper's settings are 200 epochs at 224x224 (ISIC: 256x256) for every seed, which takes a GPU. On CPUs the compact
   protocol compares the variants instead: the paper's data, network, augmentation and batch, 128x128, 12 epochs in
-  bfloat16; on a processor without instructions for it, 96x96, 6 epochs in float32.
+  bfloat16; on a processor without native bfloat16, 96x96, 6 epochs in float32.
 - Figures 3, 4 and 7 are overlays chosen by eye, beside other methods. Every run draws its own best, median and worst
   test case.
 
@@ -47,9 +47,10 @@ files under `benchmarks/results`.
   and CBAM < GCA. It is *reproduced* where that order holds and GCA minus no attention, paired by seed or fold, is
   significant (its 95 % t-interval excludes 0), *order reproduced, not significant* where the interval contains 0, and
   *not reproduced* otherwise.
-- **Table 4** is reproduced where every count, by the nearest of several counters, rounds to the same digits. Latency
-  belongs to a device and is not judged.
-- **Other protocols** never count as a reproduction.
+- **Table 4** counts as reproduced if every count, taken from whichever counter comes closest, rounds to the reported
+  digits. Latency belongs to a device and is not judged.
+- **Other protocols** never count as a reproduction. Where the numbers are of an earlier one, the command is that of the
+  paper's.
 
 ## Commands
 
@@ -77,7 +78,7 @@ class Line(NamedTuple):
 
 def load(results: Path) -> dict[str, Row]:
     """Contents of the JSON files by ``folder/name``; those of ablations are computed from their runs again."""
-    patterns = ("ablations_*/*.json", "complexity_*/results.json", "attention_*/*.json")
+    patterns = ("ablations_*/*.json", "complexity_*/results.json", "attention_*/summary.json")
     paths = [path for pattern in patterns for path in sorted(results.glob(pattern))]
     found = {f"{path.parent.name}/{path.stem}": (path, json.loads(path.read_text(encoding="utf-8"))) for path in paths}
     return {
@@ -98,9 +99,14 @@ def chosen(dataset: str, variants: Sequence[str], results: dict[str, Row]) -> Ro
 
 
 def counted(found: Row, variants: Sequence[str]) -> str:
-    """How many runs there are of each variant."""
-    counts = [len(found["variants"][name]["numbers"]) if name in found["variants"] else 0 for name in variants]
-    return " to ".join(dict.fromkeys((str(min(counts)), str(max(counts)))))
+    """How many runs there are of each variant, in words."""
+    names: dict[int, list[str]] = {}
+    for name in variants:
+        names.setdefault(len(found["variants"][name]["numbers"]) if name in found["variants"] else 0, []).append(name)
+    words = {n: f"{n or 'no'} {found['unit']}{'s' * (n != 1)}" for n in sorted(names, reverse=True)}
+    if len(words) == 1:
+        return next(iter(words.values()))
+    return "; ".join(f"{told} of {', '.join(names[n])}" for n, told in words.items())
 
 
 def judged(
@@ -110,8 +116,7 @@ def judged(
     if found is None:
         return "-", OPEN
     wanted, unit = len(runs_of(dataset)), f"{found['unit']}s"
-    count = counted(found, variants)
-    protocol = f"{protocol_in_words(found['protocol'])}, {count} {found['unit'] if count == '1' else unit}"
+    protocol = f"{protocol_in_words(found['protocol'])}, {counted(found, variants)}"
     if found["protocol"] != "paper":
         return protocol, "not the paper's settings"
     fewest = min(len(found["variants"][name]["numbers"]) if name in found["variants"] else 0 for name in variants)
@@ -214,7 +219,7 @@ def complexity(results: dict[str, Row]) -> Line:
             total, agree = total + 1, agree + (f"{best['ours']:.2f}" == f"{row[key]:.2f}")
             if name == "GCA":
                 ours[key] = best["ours"]
-    told = STATUS[0] if agree == total else f"{STATUS[2]}: {agree} of {total} counts"
+    told = STATUS[0] if agree == total else f"{STATUS[2]}: {agree} of {total} counts agree"
     return Line("Table 4", words(theirs["GCA"]), words(ours), "9 classes, 3x224x224", told, command)
 
 
@@ -245,7 +250,7 @@ def page(results_folder: Path = RESULTS) -> str:
             folder = name.partition("/")[0]
             parts.append(markdown(found, level=2, folder=f"../benchmarks/results/{folder}/").strip())
         elif name.startswith("attention_"):
-            parts.append(groups(name, found))
+            parts.append(groups(name, results, results_folder))
         elif found.get("summary", {}).get("comparison"):
             parts.append(counts(name, found))
     return "\n\n".join(parts) + "\n"
@@ -255,7 +260,10 @@ def counts(name: str, found: Row) -> str:
     """Every reported count of Table 4 beside ours."""
     machine, keys = found["machine"], ("contender", "count", "ours", "paper", "agrees")
     rows = [[str(count[key]).replace("_", " by ") for key in keys] for count in found["summary"]["comparison"]]
-    latency = [[row["contender"], f"{row['latency_ms']:.2f}"] for row in found["rows"]]
+    latency = [
+        [row["contender"], f"{row['latency_ms']:.0f} ({row['latency_ms_q1']:.0f} to {row['latency_ms_q3']:.0f})"]
+        for row in found["rows"]
+    ]
     return "\n\n".join(
         [
             f"## Complexity: {name.partition('/')[0]}",
@@ -263,64 +271,60 @@ def counts(name: str, found: Row) -> str:
             "multiply-accumulates (MACs) and FLOPs in billions.",
             table([["network", "count by counter", "ours", "reported", "agrees"], *rows]),
             f"Latency on {machine['device']}, {machine['threads']} threads; the paper's is of another device:",
-            table([["network", "ms"], *latency]),
+            table([["network", "ms, median (quartiles)"], *latency]),
         ]
     )
 
 
 SPECIALISE = (
     "Correlation between the maps of two groups on {slices} slices, beside that of {splits} random splits of the same "
-    "channels: groups that specialise lie below the splits, at a percentile under 5. `untrained` is the same network "
-    "with random weights. The command stands beside [all numbers](../benchmarks/results/{folder}/{file}.csv)."
+    "channels, over {networks} networks: groups that specialise lie below the splits, at a percentile under 5. "
+    "`untrained` is the same network with random weights.\n\n"
+    "The groups are less alike than 95 % of the random splits in {less} of {layers} layers, with random weights in "
+    "{before}.{control} The commands stand beside [all numbers](../benchmarks/results/{folder}/{file}.csv)."
+)
+NO_CONTROL = (
+    " Whether the division into groups causes this is open: the control, parts of a network with a single group, has "
+    "not been run."
 )
 
 
-def groups(name: str, found: Row) -> str:
+def groups(name: str, results: dict[str, Row], results_folder: Path) -> str:
     """Whether the groups of trained networks attend to different places, as the paper says they do."""
     folder, _, file = name.partition("/")
     _, dataset, protocol = folder.split("_", 2)
+    found = results[name]
+    n, rows = len(found["networks"]), found["layers"]
+    controlled = any(one.get("parts_of_single_groups", 1) > 1 for one in results.values())
     what = SPECIALISE.format(
-        slices=sum(found["scans"].values()), splits=found["random_splits"], folder=folder, file=file
+        slices=sum(found["scans"].values()),
+        splits=found["random_splits"],
+        networks=n,
+        less=sum(row["less_alike"] for row in rows),
+        layers=n * len(rows),
+        before=sum(row["untrained_less_alike"] for row in rows),
+        control="" if controlled else NO_CONTROL,
+        folder=folder,
+        file=file,
     )
-    several = _groups_of_several if "networks" in found else _groups_of_one
-    figure = [] if "networks" in found else [f"![Correlation by layer](../benchmarks/results/{folder}/overview.png)"]
-    heading = f"## Do the groups specialise? {DATASETS[dataset].benchmark.title}, {protocol_in_words(protocol)}"
-    return "\n\n".join([heading, what, several(found), *figure])
-
-
-def _groups_of_several(found: Row) -> str:
-    """Mean and standard deviation over networks."""
 
     def cell(row: Row, key: str) -> str:
         return spread({name: row[f"{key}_{name}"] for name in ("mean", "std")}, 1)
 
-    n = len(found["networks"])
     heads = ["layer", "gates", "groups", "random splits", "gap", f"percentile under 5, of {n}"]
     heads += ["untrained: gap", "percentile under 5"]
-    rows = [
+    lines = [
         [row["layer"], f"{row['height']}x{row['width']}"]
         + [cell(row, key) for key in ("similarity", "random_mean", "gap")]
         + [str(row["less_alike"]), cell(row, "untrained_gap"), str(row["untrained_less_alike"])]
-        for row in found["layers"]
+        for row in rows
     ]
-    return table([heads, *rows])
-
-
-def _groups_of_one(found: Row) -> str:
-    def line(row: Row, prefix: str) -> list[str]:
-        numbers = (
-            row[f"{prefix}{key}"] for key in ("similarity", "random_mean", "random_5", "random_95", "percentile")
-        )
-        similarity, mean, low, high, percentile = (f"{number:.2f}" for number in numbers)
-        return [similarity, f"{mean} ({low} to {high})", f"{float(percentile):.0f}"]
-
-    rows = [
-        [row["layer"], f"{row['height']}x{row['width']}", *line(row, ""), *line(row, "untrained_")]
-        for row in found["layers"]
+    figures = [
+        f"![Correlation by layer, {path.parent.name}](../benchmarks/results/{folder}/{path.parent.name}/{path.name})"
+        for path in sorted((results_folder / folder).glob("*/overview.png"))
     ]
-    split = "random splits (5 to 95 %)"
-    heads = ["layer", "gates", "groups", split, "percentile", "untrained: groups", split, "percentile"]
-    return table([heads, *rows])
+    heading = f"## Do the groups specialise? {DATASETS[dataset].benchmark.title}, {protocol_in_words(protocol)}"
+    return "\n\n".join([heading, what, table([heads, *lines]), *figures])
 
 
 if __name__ == "__main__":

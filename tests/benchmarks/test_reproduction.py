@@ -171,17 +171,17 @@ def test_complexity(page: Callable[[Path], str], tmp_path: Path) -> None:
                 comparison.append({"count": count, "contender": name, "ours": value, "paper": paper, "agrees": agrees})
         comparison.append({"count": "macs_thop", "contender": "GCA", "ours": 9.0, "paper": 17.8, "agrees": "no"})
         machine = {"command": "c", "date": "2030-01-01", "commit": "d", "device": "a processor", "threads": 1}
-        rows = [{"contender": "GCA", "latency_ms": 5.0}]
+        rows = [{"contender": "GCA", "latency_ms": 5.2, "latency_ms_q1": 4.1, "latency_ms_q3": 6.0}]
         (tmp_path / "complexity_cpu").mkdir(exist_ok=True)
         content = {"machine": machine, "summary": {"comparison": comparison}, "rows": rows}
         (tmp_path / "complexity_cpu" / "results.json").write_text(json.dumps(content))
         text = page(tmp_path)
-        assert "| GCA | 5.00 |" in text
+        assert "| GCA | 5 (4 to 6) |" in text
         return ledger(text)["Table 4"]
 
     assert write(printed["GCA"])["status"] == "reproduced"
     row = write((48.98, 17.80, 35.60))
-    assert row["status"] == "not reproduced: 5 of 6 counts"
+    assert row["status"] == "not reproduced: 5 of 6 counts agree"
     assert (row["reported"], row["ours"]) == ("44.98 M, 17.80 G MACs", "48.98 M, 17.80 G MACs")
 
 
@@ -198,6 +198,12 @@ def test_groups_of_several_networks(page: Callable[[Path], str], tmp_path: Path)
     assert "(../benchmarks/results/attention_acdc_compact/summary.csv)" in text
     numbers = "| 0.70 ± 0.05 | 0.90 ± 0.05 | 0.20 ± 0.05 | 2 | 0.01 ± 0.05 | 0 |"
     assert f"| layer1.0.se | 8x8 {numbers}" in text
+    assert "less alike than 95 % of the random splits in 2 of 2 layers, with random weights in 0." in text
+    assert "the control, parts of a network with a single group, has not been run" in text.replace("\n", " ")
+    control = tmp_path / "attention_acdc_compact-groups1"
+    control.mkdir()
+    (control / "summary.json").write_text(json.dumps({**found, "parts_of_single_groups": 2}))
+    assert "has not been run" not in page(tmp_path)
 
 
 def test_the_worst_variant_of_a_table_decides(page: Callable[[Path], str], tmp_path: Path) -> None:
