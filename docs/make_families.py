@@ -72,7 +72,7 @@ network to take instead:
 
 TAIL = """
 Sub-classes of a supported block that override `forward` are unknown; sub-classes that do not are supported where the
-class has a place of its own, and refused where it has none. Layers are for images or volumes as the last convolution of
+class has its own slot, and refused where it has none. Layers are for images or volumes as the last convolution of
 their block is.
 
 A layer that starts as the identity (`identity_init=True`) stays so through the `init_weights` of timm's resnet and

@@ -4,7 +4,7 @@
   prepare.py acdc     ACDC: patient001/{Info.cfg,patient001_frame01.nii.gz} -> train_acdc.py
   prepare.py isic     ISIC 2017 or 2018: the folders of the archives        -> train_isic.py
 
-Interrupted, it goes on where it stopped when the same command is given again. ``prepare.py synapse --help`` says what
+After an interruption the same command resumes. ``prepare.py synapse --help`` says what
 is looked for and what is done to it.
 """
 

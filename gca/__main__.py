@@ -1,4 +1,4 @@
-"""``python -m gca``: what a report of a fault needs to say about this machine."""
+"""``python -m gca``: what a bug report needs to say about this machine."""
 
 import os
 import platform

@@ -232,7 +232,7 @@ FAMILIES: dict[str, BlockFamily] = {
     ),
 }
 
-_BEFORE_CONV3 = "its own se stands before conv3, and it has no place for attention after"
+_BEFORE_CONV3 = "its own SE comes before conv3, and there is no insertion point after it"
 _ACTIVATED = "an activation stands between its last norm and the residual sum"
 _FUSED = "its parallel branches are each normalised and fuse into one convolution for deployment"
 _REGNET = "attention stands before its last convolution, as in its Y layers, and it has no place for any after"

@@ -17,7 +17,7 @@ class GCAResUNet(smp.Unet):  # type: ignore[misc]  # smp ships no types
     r"""ResNet U-Net with attention after the last norm of every residual block of its encoder.
 
     A ``smp.Unet`` with the paper's decoder: bilinear upsampling, two 3x3 convolutions with ReLU and without norm per
-    stage, a last stage at full resolution, and a 1x1 convolution as head. Everything that works with a ``smp.Unet``
+    stage, a last stage at full resolution, and a 1x1 convolution as head. Everything that works with an ``smp.Unet``
     works with it. Any height and width.
 
     With the defaults, 9 classes and 3x224x224 it has 48,978,313 parameters and 17.80 G multiply-accumulates counted
@@ -43,7 +43,7 @@ class GCAResUNet(smp.Unet):  # type: ignore[misc]  # smp ships no types
     Reference:
         Ding and Gao, "GCA-ResUNet: Medical Image Segmentation Using Grouped Coordinate Attention", sections 3.1-3.4.
         The decoder's widths, absence of norm and last stage are those that reproduce its Table 4 without attention
-        to the last digit; with attention the parameters come to 48.98 M, 4.00 M more than the 44.98 M printed there,
+        to the last digit; with attention the parameters come to 48.98 M, 4.00 M more than the 44.98 M reported there,
         while the multiply-accumulates agree.
 
     Example:

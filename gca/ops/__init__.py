@@ -22,7 +22,8 @@ def axis_pool(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, ...]:
     ``pooled_h[b, c, i]`` is the mean, the maximum, or the sum of both, over row ``i`` of ``x[b, c]``;
     ``pooled_w[b, c, j]`` is the same over column ``j``. Of a volume these are planes, and ``pooled_d`` is the first.
     Where a maximum is attained more than once, its gradient is shared equally among the positions that attain it, by
-    every backend; in volumes, by those with kernels, first among lines of a plane and then within each.
+    every backend; in volumes, by those with kernels, first among the rows or columns that attain it and then
+    within each.
 
     Args:
         x: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, floating point.
@@ -48,7 +49,7 @@ def axis_gate(x: Tensor, *gates: Tensor) -> Tensor:
     Args:
         x: ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
         *gates: ``(B, C, H)`` and ``(B, C, W)``, for a volume ``(B, C, D)`` before them; cast to the dtype of ``x``,
-            since under autocast the gates may be narrower.
+            since under autocast the gates may be in reduced precision.
 
     Returns:
         A tensor of the shape, the dtype and the memory format of ``x``.

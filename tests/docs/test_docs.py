@@ -51,6 +51,13 @@ def test_links_of_the_readme_say_where_they_lead() -> None:
         assert (DOCS.parent / target).exists(), target
 
 
+def test_every_link_has_a_text() -> None:
+    """Sphinx would put in the title of the page; where Markdown is shown as it is, such a link cannot be seen."""
+    pages = [page for suffix in ("md", "ipynb") for page in DOCS.rglob(f"*.{suffix}")]
+    assert len(pages) > 15
+    assert not [page.name for page in pages if "[](" in page.read_text()]
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for package in ("sphinx", "myst_nb", "furo"):
         pytest.importorskip(package, reason='needs pip install "gca-attn[docs]"')

@@ -1,4 +1,4 @@
-"""``python -m gca``: what a report of a fault needs."""
+"""``python -m gca``: what a bug report needs."""
 
 import subprocess
 import sys

@@ -85,7 +85,7 @@ def test_a_checkpoint_without_attention_is_not_loaded_silently(tmp_path: Path) -
         ({"attention_options": {"group": 2}}, TypeError, "unexpected keyword argument 'group'"),
         ({"attention": None, "attention_options": {"groups": 2}}, ValueError, "attention_options need an attention"),
         ({"encoder": "vgg11"}, ValueError, "no known residual block in VGGEncoder"),
-        ({"encoder": "tu-regnetx_002"}, ValueError, r"regnet\.Bottleneck: its own se stands before conv3"),
+        ({"encoder": "tu-regnetx_002"}, ValueError, r"regnet\.Bottleneck: its own SE comes before conv3"),
     ],
 )
 def test_bad_arguments(options: dict[str, object], error: type[Exception], message: str) -> None:

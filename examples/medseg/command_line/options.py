@@ -48,7 +48,7 @@ def parser(
     run.add_argument(
         "--resume",
         action="store_true",
-        help="go on with what was interrupted in --out, with the settings and data noted there, or begin",
+        help="resume the interrupted run in --out, with the settings and data noted there, or start one",
     )
     run.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     run.add_argument("--config", type=Path, help="settings.json of a run to repeat; other options change it")
