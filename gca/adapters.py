@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gca.blocks import Block, find_blocks, unless_empty
+from gca.blocks import Block, find_blocks, keep_in_hub, unless_empty
 from gca.inject import LAYERS, SOURCE, Model, build_layer
 from gca.layers import GatedLayer
 from gca.placement import STACKED, placed, put
@@ -17,7 +17,16 @@ from gca.selection import check_changeable, check_model, check_untampered
 KEY, VERSION = "gca", 1  # the key in a file's metadata whose value is the JSON object {"version", "layers", "also"}
 
 Build = Callable[..., nn.Module]
-Entry = dict[str, Any]  # one injected layer: block, name, stacked, replaces, channels, layer, options
+Entry = dict[str, Any]  # one injected layer
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "block": str,
+    "name": str,
+    "stacked": bool,
+    "replaces": (str, type(None)),
+    "channels": int,
+    "layer": str,
+    "options": dict,
+}
 
 
 def save(model: nn.Module, path: str | Path, *, also: Iterable[str] = ()) -> None:
@@ -33,8 +42,9 @@ def save(model: nn.Module, path: str | Path, *, also: Iterable[str] = ()) -> Non
 
     Raises:
         TypeError: If ``model`` is no module, or the options or the state of a layer of one's own can't be written.
-        ValueError: If nothing was injected, a name in ``also`` is no module of the model, or one layer serves several
-            blocks, which a file of tensors does not tell.
+        ValueError: If nothing was injected, a name in ``also`` is no module of the model, one layer serves several
+            blocks, which a file of tensors does not tell, or a layer was changed since, by pruning for example.
+        OSError: If the file cannot be written.
 
     Example:
         >>> gca.save(model, "attention.safetensors", also=["fc"])
@@ -53,6 +63,8 @@ def save(model: nn.Module, path: str | Path, *, also: Iterable[str] = ()) -> Non
                 raise TypeError(f"only tensors can be saved, but {name}.{key} is a {type(value).__name__}")
             tensors[f"{name}.{key}"] = value.detach().clone(memory_format=torch.contiguous_format)
     part = Path(f"{path}.part")
+    if not part.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {part.parent}")
     try:
         save_file(tensors, part, {"format": "pt", KEY: text})
         part.replace(path)
@@ -78,8 +90,8 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
     Raises:
         TypeError: If ``model`` is no module, or is wrapped, compiled, scripted or traced.
         ValueError: If the file was not written by :func:`save` or does not fit: the network lacks a block, has
-            attention there already or other channels, a tensor is missing, unexpected or of another shape, or
-            ``layer`` does not say what builds a layer of one's own.
+            attention there already or other channels, or is on the meta device, a tensor is missing, unexpected or of
+            another shape, or ``layer`` does not say what builds a layer of one's own.
 
     Example:
         >>> model = timm.create_model("resnet50", pretrained=True)
@@ -96,6 +108,11 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
             raise ValueError(
                 f"the file stacks {entry['name']} on the attention that its network had, and block {block.name!r} has "
                 "none; load into the network that the file was made from"
+            )
+        if block.state.device.type == "meta":
+            raise ValueError(
+                f"block {block.name!r} is on the meta device, where weights have no values; give the network memory "
+                "first, by to_empty(device=...) and its own weights"
             )
         build, options = _builder(entry, layer)
         new = build_layer(build, block, options)
@@ -116,6 +133,7 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
             put(block, new, stacking=entry["stacked"])
         for name in content["also"]:
             _module(model, name).load_state_dict(_below(tensors, name))
+    keep_in_hub()
     return model
 
 
@@ -137,7 +155,7 @@ def description(model: nn.Module, also: Iterable[str] = ()) -> str:
                     "name": name,
                     "stacked": name != block.layer_name,
                     "replaces": None if before is None else type(before).__name__,
-                    "channels": block.weight.shape[0],
+                    "channels": block.channels,
                     "layer": kind,
                     "options": options,
                 }
@@ -161,10 +179,11 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} describes no attention; wanted a file that gca.save wrote")
     try:
         content = json.loads(text)
-        fields = {"block", "name", "stacked", "replaces", "channels", "layer", "options"}
-        complete = isinstance(content["also"], list) and all(fields <= entry.keys() for entry in content["layers"])
-        version = content["version"]
-    except (AttributeError, KeyError, TypeError, ValueError):
+        layers, also, version = content["layers"], content["also"], content["version"]
+        complete = isinstance(also, list) and all(isinstance(name, str) for name in also)
+        complete &= bool(layers) and len({entry["name"] for entry in layers}) == len(layers)
+        complete &= all(isinstance(entry[field], kind) for entry in layers for field, kind in FIELDS.items())
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         complete, version = False, VERSION
     if version != VERSION:
         raise ValueError(f"{path} has version {version!r} of the format, wanted {VERSION}; update gca-attn")
@@ -177,6 +196,14 @@ def _how_built(name: str, layer: nn.Module) -> tuple[str, dict[str, Any]]:
     for kind, cls in LAYERS.items():
         if type(layer) is cls:
             assert isinstance(layer, GatedLayer)
+            with torch.device("meta"):
+                built = cls(**layer.options()).state_dict().keys()
+            if changed := sorted(built ^ _of_layer(layer.state_dict(), name="").keys()):
+                raise ValueError(
+                    f"{name} is no {cls.__name__} as it was built, it differs in {', '.join(changed[:4])}, so it could "
+                    "not be loaded again; first undo what changed it, e.g. prune.remove, "
+                    "parametrize.remove_parametrizations, or merging adapters"
+                )
             own = {key: value for key, value in layer.options().items() if key not in ("channels", "spatial_dims")}
             return kind, own  # those two are the block's, so that GCA and SE load into a network of the other dimension
     source, options = getattr(layer, SOURCE, (None, None))
@@ -193,7 +220,7 @@ def _block_for(entry: Entry, known: dict[str, Block], model: nn.Module) -> Block
             f"the file has attention at {entry['name']!r}, and this {type(model).__name__} no block for it; blocks "
             f"with a place for attention: {', '.join(list(known)[:4]) or 'none'}{', ...' if len(known) > 4 else ''}"
         )
-    channels, occupant = block.weight.shape[0], block.occupant
+    channels, occupant = block.channels, block.occupant
     if channels != entry["channels"]:
         raise ValueError(f"block {block.name!r} has {channels} channels, the file's has {entry['channels']}")
     if any(placed(block)):
@@ -237,7 +264,7 @@ def _check_fits(model: nn.Module, name: str, tensors: dict[str, Tensor], coming:
     ours = _module(model, name).state_dict()
     differing = sorted(theirs.keys() ^ ours.keys())
     for key in theirs.keys() & ours.keys():
-        if theirs[key].shape != ours[key].shape or (key.endswith("_extra_state") and not theirs[key].equal(ours[key])):
+        if theirs[key].shape != ours[key].shape or (key.endswith("_extra_state") and (theirs[key] != ours[key]).any()):
             differing.append(f"{key} ({tuple(theirs[key].shape)} in the file, here {tuple(ours[key].shape)})")
     if differing:
         raise ValueError(f"the file's {name!r} is not that of this network; they differ in {', '.join(differing[:4])}")
@@ -254,6 +281,8 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 def _below(state: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not name:
+        return dict(state)
     return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
 
 

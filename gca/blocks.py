@@ -7,16 +7,30 @@ Blocks are recognised by the qualified name of the class whose ``forward`` runs,
 
 import importlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 
 from gca.families import FAMILIES, REFUSED, BlockFamily, qualified
+from gca.ops.layout import is_channels_last
 
 _WRAPPER = "segmentation_models_pytorch.base.modules.Attention"  # of a decoder block: holds its attention, or Identity
+
+
+class State(NamedTuple):
+    """Of a block: what its attention has to have as well."""
+
+    device: torch.device
+    dtype: torch.dtype
+    training: bool
+    channels_last: bool
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,18 @@ class Before:
     family: BlockFamily
     cls: type[nn.Module]
     occupant: nn.Module | None
+    state: State
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For a network that is unpickled whole."""
+        vars(self).update(state)
+        keep_in_hub()
+
+
+def keep_in_hub() -> None:
+    """Have smp's ``save_pretrained`` and ``from_pretrained`` keep injected attention, where smp is in use."""
+    if "segmentation_models_pytorch" in sys.modules:
+        importlib.import_module("gca.hub")
 
 
 NOTE = "_gca_before"  # the attribute of a block that holds it
@@ -100,8 +126,8 @@ class Block:
         return cls
 
     @property
-    def weight(self) -> Tensor:
-        """Weight of the last convolution: attention takes its output channels, dimension, device and dtype."""
+    def _last(self) -> tuple[nn.Module, Tensor]:
+        """The last convolution and its weight: attention takes its output channels, dimension, device and dtype."""
         assert self.family is not None
         try:
             last = self.module.get_submodule(self.family.last_conv)
@@ -113,7 +139,15 @@ class Block:
             ) from error
         if isinstance(last, nn.Sequential):
             last = [last, *(child for child in last.modules() if isinstance(child, _ConvNd))][-1]
-        weight = getattr(last, "weight", None)
+        modes = {part: part.training for part in last.modules()}
+        last.eval()  # a parametrization such as spectral_norm changes its buffers whenever it is asked in train mode
+        try:
+            weight = getattr(last, "weight", None)
+        finally:
+            for part, training in modes.items():
+                part.training = training
+        if isinstance(weight, UninitializedParameter):
+            raise ValueError(f"block {self.name!r} ends in a lazy convolution; run the network once, then inject")
         if not isinstance(weight, Tensor) or weight.ndim not in (4, 5):
             of_shape = f"one of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
             got = of_shape or "a quantized or packed one, or several side by side"
@@ -121,12 +155,25 @@ class Block:
                 f"attention is for images and volumes, but block {self.name!r} ends in a convolution whose weight "
                 f"is neither (C_out, C_in, kH, kW) nor (C_out, C_in, kD, kH, kW): {got}"
             )
-        return weight
+        return last, weight
+
+    @property
+    def channels(self) -> int:
+        """Output channels of the last convolution."""
+        last, weight = self._last
+        return int(last.out_channels) if getattr(last, "transposed", False) else weight.shape[0]  # type: ignore[arg-type]
 
     @property
     def spatial_dims(self) -> int:
         """2 for images, 3 for volumes, as the last convolution has it."""
-        return self.weight.ndim - 2
+        return self._last[1].ndim - 2
+
+    @property
+    def state(self) -> State:
+        """Device and dtype of the last convolution, mode and memory format of the block."""
+        _, weight = self._last
+        format_kept = any(is_channels_last(parameter) for parameter in self.module.parameters())
+        return State(weight.device, weight.dtype, self.module.training, format_kept)
 
     @property
     def stage(self) -> int | None:

@@ -4,8 +4,10 @@ Classes are named by text, so nothing needs importing to look for them. To add a
 with :func:`gca.register_block`.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -340,6 +342,11 @@ def register_block(
             f"no method of {qualified(slotted or block)} mentions self.{slot}, so attention there would never run; "
             "name the attribute that its forward calls, or pass slotted=, a sub-class with such a forward"
         )
+    if slotted is not None:
+        try:
+            block.__new__(block).__class__ = slotted
+        except TypeError as error:
+            raise TypeError(f"a {name} cannot become a {qualified(slotted)}: {error}; give it no __slots__") from error
     FAMILIES[name] = BlockFamily("registered by the user", slot, last_conv, slotted)
     _registered.add(name)
 
@@ -347,6 +354,10 @@ def register_block(
 def _mentions(cls: type, name: str) -> bool:
     """Whether a method of a class, other than its constructor, uses an attribute of this name."""
     methods = [value for parent in cls.__mro__ if parent is not nn.Module for value in vars(parent).items()]
-    return any(
-        name in value.__code__.co_names for key, value in methods if key != "__init__" and hasattr(value, "__code__")
-    )
+    functions = (inspect.unwrap(value) for key, value in methods if key != "__init__" and callable(value))
+    return any(_names(function.__code__, name) for function in functions if hasattr(function, "__code__"))
+
+
+def _names(code: CodeType, name: str) -> bool:
+    """Whether code, or that of a function defined in it, uses an attribute of this name."""
+    return name in code.co_names or any(_names(part, name) for part in code.co_consts if isinstance(part, CodeType))

@@ -1,19 +1,17 @@
 """Put attention into the residual blocks of a network that is already built, and take it out again."""
 
 import difflib
-import importlib
 import json
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from gca.blocks import Block, find_blocks
+from gca.blocks import Block, find_blocks, keep_in_hub
 from gca.families import qualified
 from gca.layers import CBAM, SE, CoordinateAttention, GatedLayer, GroupedCoordinateAttention
-from gca.placement import chain, empty, like_block, placed, put
+from gca.placement import STACKED, chain, empty, like_block, placed, prepare_to_empty, put
 from gca.selection import Where, check_changeable, check_model, check_untampered, select
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
@@ -94,18 +92,17 @@ def inject(
 
     occupied = [block for block in chosen if block.occupant is not None]
     if occupied and on_existing == "error":
+        or_eject = ", or call gca.eject first" if any(block.before for block in occupied) else ""
         raise ValueError(
             f"{len(occupied)} of {len(chosen)} blocks already have attention, the first is {occupied[0].layer_name}: "
-            f"{type(occupied[0].occupant).__name__}; pass on_existing='replace', 'skip' or 'stack', "
-            "or call gca.eject first"
+            f"{type(occupied[0].occupant).__name__}; pass on_existing='replace', 'skip' or 'stack'{or_eject}"
         )
     if on_existing == "skip":
         chosen = [block for block in chosen if block.occupant is None]
 
     layers = [build_layer(build, block, options) for block in chosen]
     place(chosen, layers, stacking=on_existing == "stack")
-    if "segmentation_models_pytorch" in sys.modules:
-        importlib.import_module("gca.hub")  # or its save_pretrained and from_pretrained would lose the attention
+    keep_in_hub()
     return model
 
 
@@ -123,6 +120,11 @@ def place(blocks: list[Block], layers: list[nn.Module], *, stacking: bool) -> No
             raise ValueError(
                 f"block {block.name!r} shares its attention with another block, so nothing can be stacked on it for "
                 "one of them; pass on_existing='replace'"
+            )
+        if occupants and hasattr(occupants[-1], STACKED):
+            raise ValueError(
+                f"the attention of block {block.name!r}, a {type(occupants[-1]).__name__}, has an attribute "
+                f"{STACKED!r} of its own, where a layer on top of it would go; pass on_existing='replace'"
             )
         stacked_on |= {id(part) for part in occupants}
     for block, layer in zip(blocks, layers, strict=True):
@@ -152,6 +154,8 @@ def eject(model: Model) -> Model:
     check_untampered(filled)
     with torch.inference_mode(False):
         for block in filled:
+            prepare_to_empty(block)
+        for block in filled:
             empty(block)
     return model
 
@@ -171,12 +175,12 @@ def resolve(layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 def build_layer(build: Callable[..., nn.Module], block: Block, options: dict[str, Any]) -> nn.Module:
     """A layer for a block, like it in device, dtype, memory format and mode, and with a note of how it was built."""
-    channels, spatial_dims = block.weight.shape[0], block.spatial_dims
+    channels, spatial_dims = block.channels, block.spatial_dims
     if build in LAYERS.values():
         options = {"spatial_dims": spatial_dims, **options}
     # Whatever the caller is in the midst of, parameters have to be ordinary ones, and where the block has memory so
     # has its attention.
-    device = torch.device("meta" if block.weight.is_meta else "cpu")
+    device = torch.device("meta" if block.state.device.type == "meta" else "cpu")
     with torch.inference_mode(False):
         try:
             with device:

@@ -53,15 +53,15 @@ def attention_maps(model: nn.Module, x: Any) -> dict[str, Gates]:
     found: dict[nn.Module, Gates] = {}
     caller = threading.get_ident()
 
-    def note(layer: GatedLayer, inputs: tuple[Tensor, ...]) -> None:
+    def note(layer: GatedLayer, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         if threading.get_ident() == caller:  # other threads may be running the model too
-            found[layer] = layer.gates(inputs[0])
+            found[layer] = layer.gates(inputs[0] if inputs else named["x"])
 
     # The model works on copies of its buffers, which is what keeps the statistics of batch norm as they are.
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     with _ONE_AT_A_TIME, ExitStack() as hooks, torch.no_grad(), torch.random.fork_rng(devices):
         for layer in set(layers.values()):
-            hooks.enter_context(layer.register_forward_pre_hook(note))
+            hooks.enter_context(layer.register_forward_pre_hook(note, with_kwargs=True))
         functional_call(model, {name: buffer.clone() for name, buffer in model.named_buffers()}, (x,))
     return {name: found[layer] for name, layer in layers.items() if layer in found}
 

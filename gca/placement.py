@@ -6,18 +6,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gca.blocks import NOTE, Before, Block
-from gca.ops.layout import CHANNELS_LAST, is_channels_last
+from gca.blocks import NOTE, Before, Block, State
+from gca.ops.layout import CHANNELS_LAST
 
 # A layer stacked on another is its child of this name, applied to its output by a hook: a container around the two
 # would rename the parameters of the first.
 STACKED = "stacked"
 
 
-def like_block(layer: nn.Module, block: Block) -> nn.Module:
-    """Give a layer the device, dtype, memory format and train/eval mode of a block."""
-    layer.to(device=block.weight.device, dtype=block.weight.dtype).train(block.module.training)
-    if any(is_channels_last(parameter) for parameter in block.module.parameters()):
+def like_block(layer: nn.Module, block: Block, since: State | None = None) -> nn.Module:
+    """Give a layer the device, dtype, memory format and mode of a block, or what of them changed ``since``."""
+    now = block.state
+    if since is None or now.device != since.device:
+        if any(parameter.is_meta for parameter in layer.parameters()) and now.device.type != "meta":
+            layer.to_empty(device=now.device)  # the block came from there too, and has values yet to come
+        layer.to(device=now.device)
+    if since is None or now.dtype != since.dtype:
+        layer.to(dtype=now.dtype)
+    if since is None or now.training != since.training:
+        layer.train(now.training)
+    if now.channels_last and not (since and since.channels_last):
         for parameter in layer.parameters():  # of images and of volumes: to() takes one format for all
             if parameter.ndim in CHANNELS_LAST:
                 parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
@@ -37,9 +45,9 @@ def fill(block: Block, layer: nn.Module) -> None:
     module = block.module
     if block.before is None:  # a second injection must not hide what the network was built with
         assert block.family is not None
-        slotted = block.slotted_class()
-        setattr(module, NOTE, Before(block.family, type(module), getattr(module, block.slot, None)))
-        module.__class__ = slotted
+        note = Before(block.family, type(module), getattr(module, block.slot, None), block.state)
+        module.__class__ = block.slotted_class()
+        setattr(module, NOTE, note)
     new = block.slot not in module._modules
     setattr(module, block.slot, layer)
     if new:
@@ -55,7 +63,8 @@ def _order_children(block: Block) -> None:
     children = dict(block.module._modules)
     slot = children.pop(block.slot)
     names = list(children)
-    place = names.index(block.family.last_conv.partition(".")[0]) + 1
+    last = block.family.last_conv.partition(".")[0]
+    place = names.index(last) + 1 if last in names else len(names)  # it may be a property that names another child
     if place < len(names) and re.match("bn|norm", names[place]):
         place += 1
     block.module._modules.clear()  # torch has no way to insert a child
@@ -88,8 +97,14 @@ def placed(block: Block) -> Iterator[tuple[str, nn.Module]]:
             yield ".".join([block.layer_name, *[STACKED] * depth]), layer
 
 
+def prepare_to_empty(block: Block) -> None:
+    """Have what the slot held before follow the block to where it is now; it is not part of the network yet."""
+    if block.before is not None and block.before.occupant is not None:
+        like_block(block.before.occupant, block, since=block.before.state)
+
+
 def empty(block: Block) -> None:
-    """Take everything out again that was put into a block."""
+    """Take everything out again that was put into a block, after :func:`prepare_to_empty`."""
     module, before = block.module, block.before
     if before is not None:
         delattr(module, NOTE)
@@ -99,7 +114,7 @@ def empty(block: Block) -> None:
         if before.family.slotted is not None:
             module.__class__ = before.cls
         if occupant is not None or before.family.slotted is None:
-            setattr(module, block.slot, occupant if occupant is None else like_block(occupant, block))
+            setattr(module, block.slot, occupant)
     occupant = block.occupant
     if occupant is not None and _is_stacked(occupant):
         hooks = occupant._forward_hooks

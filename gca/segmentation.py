@@ -9,7 +9,9 @@ try:
     import segmentation_models_pytorch as smp
     from segmentation_models_pytorch.base import SegmentationHead
     from segmentation_models_pytorch.base.initialization import initialize_head
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "segmentation_models_pytorch":
+        raise
     raise ImportError('gca.GCAResUNet needs segmentation-models-pytorch: pip install "gca-attn[seg]"') from error
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from gca.blocks import Block, composites, find_blocks, requested
 from gca.families import PLAIN, qualified
+from gca.placement import placed
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -28,9 +29,13 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_changeable(model: nn.Module) -> None:
-    """Raise if a model, or a part of it, is wrapped, compiled, scripted or traced."""
+    """Raise if a model, or a part of it other than its attention, is wrapped, compiled, scripted or traced."""
     check_model(model)
+    layers = [layer for block in find_blocks(model) if block.family for _, layer in placed(block)]
+    attention = {part for layer in layers for part in layer.modules()}
     for name, module in model.named_modules():
+        if module in attention:
+            continue
         for cls in type(module).__mro__:
             remedy = _UNCHANGEABLE.get(cls.__name__)
             if remedy and cls.__module__.startswith("torch."):

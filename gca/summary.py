@@ -44,10 +44,17 @@ def summary(model: nn.Module) -> str:
     return "\n".join("  ".join([*map(str.ljust, row[:-1], widths), row[-1].rjust(widths[-1])]) for row in rows)
 
 
+def _channels(block: Block) -> list[int]:
+    try:
+        return [block.channels]
+    except ValueError:  # of one dimension, or lazy: ``inject`` says so
+        return []
+
+
 def _row(stage: str, blocks: list[Block]) -> tuple[str, str, str, str, str]:
     layers = [layer for block in blocks for _, layer in placed(block)]
     kinds = list(dict.fromkeys(type(layer).__name__ for layer in layers))
-    channels = sorted({block.weight.shape[0] for block in blocks})
+    channels = sorted({count for block in blocks for count in _channels(block)})
     filled = sum(any(placed(block)) for block in blocks)
     # A layer stacked on another is its child, so count every parameter once.
     added = {id(parameter): parameter.numel() for layer in layers for parameter in layer.parameters()}

@@ -87,11 +87,12 @@ class GatedLayer(nn.Module):
     def get_extra_state(self) -> Tensor:
         """The unseen options, as the bytes of a JSON object.
 
-        A tensor, so that every format that holds a ``state_dict`` holds it; a key, so that no loader loses it; and of
-        one size, since smp drops tensors of another size.
+        A tensor, so that every format that holds a ``state_dict`` holds it; a key, so that no loader loses it; of one
+        size, since smp drops tensors of another size; and of integers that do not overflow where the ``state_dict``
+        of several networks are added to be averaged.
         """
         noted = json.dumps({name: self.options()[name] for name in self.unseen}).encode()
-        return torch.tensor(list(noted.ljust(64)), dtype=torch.uint8, device="cpu")
+        return torch.tensor(list(noted.ljust(64)), dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing to set: options that differ were refused by ``_load_from_state_dict``."""
@@ -105,7 +106,7 @@ class GatedLayer(nn.Module):
             return  # with strict=True a missing key, which torch reports
         name = prefix[:-1] or type(self).__name__
         try:
-            noted = json.loads(bytes(state_dict[f"{prefix}_extra_state"].to(torch.uint8).tolist()))
+            noted = json.loads(bytes(state_dict[f"{prefix}_extra_state"].double().round().int().tolist()))
             found = {option: noted[option] for option in self.unseen}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             error_msgs.append(f"the options noted for {name} cannot be read ({error!r}); the checkpoint is damaged")

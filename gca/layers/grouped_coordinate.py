@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gca.gates import AxisGates
 from gca.layers._gated import GatedLayer, check_positive_int, reduced_channels
 from gca.layers._pointwise import pointwise
-from gca.ops import POOLS
+from gca.ops import check_pool
 from gca.ops.autograd import gate, pool
 from gca.ops.plain import combine
 
@@ -87,8 +87,7 @@ class GroupedCoordinateAttention(GatedLayer):
                 f"channels must be divisible by groups, got channels={channels}, groups={groups}; choose "
                 f"{' or '.join(fitting)}"
             )
-        if pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(map(repr, POOLS))}, got {pool!r}")
+        check_pool(pool)
         self.channels = channels
         self.groups = groups
         self.reduction = reduction

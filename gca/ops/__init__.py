@@ -35,10 +35,11 @@ def axis_pool(x: Tensor, pool: str = "avg+max") -> tuple[Tensor, ...]:
         layers, which add them in float32, do not.
 
     Raises:
-        ValueError: If ``x`` is neither a batch of images nor one of volumes.
+        ValueError: If ``x`` is neither a batch of images nor one of volumes, or there is no such ``pool``.
         BackendError: If :class:`backend` asks for one that cannot take ``x``.
     """
     _check_axes(x)
+    check_pool(pool)
     means, maxima, _ = autograd.pool(x, pool, x.ndim - 2)
     return torch.split(plain.combine(means, maxima).to(x.dtype), list(x.shape[2:]), dim=2)
 
@@ -62,6 +63,12 @@ def axis_gate(x: Tensor, *gates: Tensor) -> Tensor:
     if len(gates) != x.ndim - 2:
         raise ValueError(f"wanted one gate for each of {x.ndim - 2} axes of x, got {len(gates)}")
     return autograd.gate(x, torch.cat(gates, dim=2), x.ndim - 2)
+
+
+def check_pool(pool: str) -> None:
+    """Raise unless there are such statistics."""
+    if pool not in POOLS:
+        raise ValueError(f"pool must be one of {', '.join(map(repr, POOLS))}, got {pool!r}")
 
 
 def _check_axes(x: Tensor) -> None:

@@ -60,6 +60,10 @@ class backend(AbstractContextManager[None]):  # noqa: N801  # called as a functi
             _requested[name] = _module(name)
         _asked_for.set((*_asked_for.get(), self))
 
+    def __enter__(self) -> None:
+        if self not in _asked_for.get():  # it was used before, and ended
+            _asked_for.set((*_asked_for.get(), self))
+
     def __exit__(self, *_: object) -> None:
         _asked_for.set(tuple(one for one in _asked_for.get() if one is not self))  # in whatever order they end
 

@@ -36,7 +36,7 @@ def _maxima(x: Tensor, others: list[int]) -> Tensor:
 
 
 def _for_inductor() -> bool:
-    """Whether gradients are best told to the compiler; torch.func knows no such Functions without more ado."""
+    """Whether gradients are best told to the compiler; torch.func and forward mode know no such Functions."""
     return compiling() and not transformed()
 
 

@@ -26,8 +26,8 @@ def constant(function: _Function) -> _Function:
 
 
 def transformed() -> bool:
-    """Under torch.func, for which torch has no public question."""
-    return torch._C._are_functorch_transforms_active()
+    """Under torch.func or forward-mode differentiation, for which torch has no public question."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def traced(x: Tensor) -> bool:
@@ -43,6 +43,5 @@ def traced(x: Tensor) -> bool:
         or type(x) not in (Tensor, torch.nn.Parameter)
         or transformed()
         or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
         or torch._C._functorch.is_legacy_batchedtensor(x)  # autograd.grad(is_grads_batched=True)
     )

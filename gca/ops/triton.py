@@ -36,6 +36,8 @@ def unsupported(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> 
     if dtype not in DTYPES:
         return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
     _, c, h, w = shape
+    if 0 in (h, w):
+        return "it takes images with a row and a column at least"
     if w > WIDEST:
         return f"it takes a width up to {WIDEST}, got {w}"
     if (elements := c * max(h * w, h + w)) > LARGEST:  # of x or of its features

@@ -10,8 +10,10 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 import gca
 from tests.conftest import randomize
@@ -249,3 +251,50 @@ def test_a_decoder_too(path: Path) -> None:
     other = unet()
     other.load_state_dict({k: x for k, x in model.state_dict().items() if k in other.state_dict()})
     assert torch.equal(gca.load(other, path)(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": []}, {"options": None}, {"block": 3}, {"layer": {}}, {"name": 1}, {"stacked": "no"},
+        {"channels": "64"}, {"replaces": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_description_of_other_types_is_damaged(change: dict[str, object], path: Path) -> None:
+    gca.save(gca.inject(resnet()), path)
+    with safe_open(path, "pt") as file:
+        content = json.loads(file.metadata()["gca"])
+    first, second, *others = content["layers"]
+    for layers in ([{**first, **change}, second, *others], [first, first], [], 5):
+        save_file(load_file(path), path, {"gca": json.dumps({**content, "layers": layers})})
+        with pytest.raises(ValueError, match=r"the description in .* is damaged; save it again with gca\.save"):
+            gca.load(resnet(), path)
+    save_file(load_file(path), path, {"gca": "[" * 100_000})
+    with pytest.raises(ValueError, match="is damaged"):
+        gca.load(resnet(), path)
+
+
+def test_layers_that_were_changed_are_not_saved(path: Path) -> None:
+    network = gca.inject(resnet(), "se")
+    layer = network.layer1[0].se
+    prune.l1_unstructured(layer.fc1, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"layer1\.0\.se is no SE as it was built, it differs in fc1\.weight"):
+        gca.save(network, path)
+    prune.remove(layer.fc1, "weight")  # as the message says
+    gca.save(network, path)
+    assert torch.equal(gca.load(resnet(), path)(IMAGES), network(IMAGES))
+
+
+def test_nothing_is_loaded_into_a_network_without_memory(path: Path) -> None:
+    gca.save(gca.inject(resnet()), path)
+    with torch.device("meta"):
+        network = resnet()
+    with pytest.raises(ValueError, match=r"is on the meta device, where weights have no values; .* to_empty"):
+        gca.load(network, path)
+    assert gca.injected(network) == {}
+
+
+def test_a_folder_that_is_not_there_is_named(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*none.attention: there is no folder .*none"):
+        gca.save(gca.inject(resnet()), path.parent / "none" / "attention")

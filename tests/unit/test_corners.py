@@ -1,5 +1,6 @@
 """Blocks that something else changed, before or after, and layers that are placed in odd ways."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -245,3 +246,72 @@ def test_a_network_used_by_threads_while_it_is_inspected(network: nn.Module) -> 
     assert len(failures) == 10
     assert not any(failures)
     assert all(torch.equal(found[name].channel, maps[0][name].channel) for found in maps for name in found)
+
+
+def test_what_was_replaced_comes_back_as_it_was(network: nn.Module) -> None:
+    network = timm.create_model("seresnet18", num_classes=3).half().train()
+    for block in find_blocks(network):
+        block.module.se.float().eval()
+    before = [(name, x.dtype) for name, x in network.state_dict().items()]
+    modes = [module.training for module in network.modules()]
+    gca.eject(gca.inject(network, on_existing="replace"))
+    assert [(name, x.dtype) for name, x in network.state_dict().items()] == before
+    assert [module.training for module in network.modules()] == modes
+
+    gca.inject(network, on_existing="replace")
+    gca.eject(network.double().eval())  # what changed meanwhile, changes for what was replaced as well
+    assert {x.dtype for x in network.parameters()} == {torch.float64}
+    assert not any(module.training for module in network.modules())
+
+
+def test_what_was_replaced_leaves_the_meta_device_with_the_network() -> None:
+    with torch.device("meta"):
+        network = timm.create_model("seresnet18", num_classes=3)
+    gca.inject(network, on_existing="replace")
+    gca.eject(network.to_empty(device="cpu"))
+    assert gca.injected(network) == {}
+    assert not any(x.is_meta for x in network.state_dict().values())
+    network.load_state_dict(timm.create_model("seresnet18", num_classes=3).state_dict())
+
+
+@pytest.mark.parametrize("call", [gca.inject, gca.summary, lambda model: gca.inject(model, groups=7)])
+def test_looking_at_a_network_changes_no_buffer(call: Callable[[nn.Module], object]) -> None:
+    network = NETWORKS["with a slot"]().train()
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d):
+            parametrizations.spectral_norm(module)  # counts on whenever it is asked for its weight in train mode
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    with contextlib.suppress(ValueError):
+        call(network)
+    after = network.state_dict()
+    assert [name for name, x in before.items() if not torch.equal(x, after[name])] == []
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("pack", [torch.jit.script, torch.compile, torch.fx.symbolic_trace])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_layers_that_are_scripted_compiled_or_traced_come_out_again(
+    network: nn.Module, pack: Callable[[nn.Module], nn.Module]
+) -> None:
+    keys = list(network.state_dict())
+    gca.inject(network, lambda channels: pack(gca.SE(channels)))
+    assert len(gca.injected(network)) in (4, 8)
+    assert list(gca.eject(network).state_dict()) == keys
+
+
+def test_a_layer_with_an_attribute_of_the_name_is_not_stacked_on() -> None:
+    network = NETWORKS["with a slot"]()
+    network.layer2[0].se = nn.Sequential()
+    network.layer2[0].se.add_module("stacked", nn.Identity())
+    keys = list(network.state_dict())
+    with pytest.raises(ValueError, match=r"'layer2\.0', a Sequential, has an attribute 'stacked' of its own, where"):
+        gca.inject(network, on_existing="stack")
+    assert (gca.injected(network), list(network.state_dict())) == ({}, keys)
+
+
+def test_a_network_with_attention_of_its_own_is_not_told_to_eject() -> None:
+    network = timm.create_model("seresnet18", num_classes=3)
+    with pytest.raises(ValueError, match=r"pass on_existing='replace', 'skip' or 'stack'$"):
+        gca.inject(network)
+    with pytest.raises(ValueError, match=r"or call gca\.eject first$"):
+        gca.inject(gca.inject(network, on_existing="replace"))

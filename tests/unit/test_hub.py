@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,67 @@ def test_transformers_reports_what_it_does_not_load(tmp_path: Path, capsys: pyte
     assert gca.injected(again) == {}
     gca.load(again, tmp_path / "attention.safetensors")
     assert torch.equal(again(IMAGES).logits, model(IMAGES).logits)
+
+
+class Plain(smp.Unet):  # type: ignore[misc]
+    """Only a name of its own."""
+
+
+class Passing(smp.Unet):  # type: ignore[misc]
+    """A constructor of its own, which knows nothing of attention."""
+
+    def __init__(self, encoder_name: str = "resnet34", encoder_weights: str | None = "imagenet") -> None:
+        super().__init__(encoder_name, encoder_weights=encoder_weights)
+
+
+@pytest.mark.parametrize("cls", [Plain, Passing])
+def test_a_sub_class_keeps_what_was_injected(cls: type[nn.Module], tmp_path: Path) -> None:
+    model = randomize(gca.inject(cls("resnet18", encoder_weights=None), "se", identity_init=False)).eval()
+    model.save_pretrained(tmp_path)
+    again = cls.from_pretrained(tmp_path, strict=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+class Scale(nn.Module):
+    def __init__(self, channels: int, start: object = 2.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels, 1, 1), float(str(start))))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+class NoJson(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("load", [smp.Unet.from_pretrained, smp.from_pretrained])
+def test_layers_of_ones_own_are_built_by_what_is_given(load: Callable[..., nn.Module], tmp_path: Path) -> None:
+    model = gca.inject(unet("resnet18"), Scale)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"pass what builds it: layer="):
+        load(tmp_path)
+    assert torch.equal(load(tmp_path, layer=Scale).eval()(IMAGES), model(IMAGES))
+
+
+def test_nothing_is_written_of_what_cannot_be_described(tmp_path: Path) -> None:
+    model = gca.inject(unet("resnet18"), lambda channels, start: Scale(channels), start=object())
+    with pytest.raises(TypeError, match="its options are no JSON"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["gca.load(smp.Unet('resnet18', encoder_weights=None), {file!r})", "torch.load({whole!r}, weights_only=False)"],
+)
+def test_attention_that_came_from_a_file_is_kept(way: str, tmp_path: Path) -> None:
+    model = randomize(gca.inject(smp.Unet("resnet18", encoder_weights=None), "se", identity_init=False)).eval()
+    gca.save(model, tmp_path / "attention.safetensors")
+    torch.save(model, tmp_path / "whole.pt")
+    loaded = way.format(file=str(tmp_path / "attention.safetensors"), whole=str(tmp_path / "whole.pt"))
+    code = (
+        f"import gca, torch, segmentation_models_pytorch as smp; {loaded}.save_pretrained({str(tmp_path / 'unet')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(gca.injected(smp.Unet.from_pretrained(tmp_path / "unet"))) == 8

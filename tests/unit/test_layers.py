@@ -270,3 +270,15 @@ def test_share_groups_decides_who_owns_the_convolutions() -> None:
 def test_bad_sizes_are_refused(build: Callable[[], nn.Module], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+def test_averages_of_weights_load(layer: Layer) -> None:
+    """As averages over steps or over several networks are written by hand, over all entries of a state_dict."""
+    weights = layer(16).state_dict()
+    for decay in (0.9, 0.9999):
+        average = {key: x.clone() for key, x in weights.items()}
+        for _ in range(5):
+            average = {key: decay * average[key] + (1 - decay) * x for key, x in weights.items()}
+        layer(16).load_state_dict(average)
+    layer(16).load_state_dict({key: sum(one[key] for one in [weights] * 7) / 7 for key in weights})
+    layer(16).load_state_dict({key: sum(one[key] / 7 for one in [weights] * 7) for key in weights})

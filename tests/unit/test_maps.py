@@ -241,3 +241,15 @@ def test_models_that_hooks_do_not_see_whole(build: Callable[[], nn.Module], mess
 def test_the_way_out_after_compiling_in_place() -> None:
     layer, x = compiled_in_place(), torch.randn(2, 16, 4, 4)
     torch.testing.assert_close(applied(gca.attention_maps(copy.deepcopy(layer), x)[""], x), layer(x))
+
+
+def test_a_layer_that_is_called_by_keyword() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = gca.SE(16)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.attention(x=image)  # type: ignore[no-any-return]
+
+    assert list(gca.attention_maps(Network(), torch.randn(1, 16, 4, 4))) == ["attention"]

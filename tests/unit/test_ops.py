@@ -399,3 +399,42 @@ def test_gates_are_those_that_forward_multiplies_by(layer: Any, layout: torch.me
 def test_nothing_to_combine() -> None:
     with pytest.raises(ValueError, match="neither means nor maxima"):
         combine(None, None)
+
+
+def test_other_pools_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pool must be one of 'avg', 'max', 'avg\+max', got 'mean'"):
+        gca.ops.axis_pool(torch.randn(1, 2, 3, 4), "mean")
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 0, 5), (2, 16, 5, 0)])
+def test_means_of_nothing_are_nan_by_every_backend(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    for name in ("plain", None):
+        with gca.ops.backend(name):
+            of_rows, of_columns = gca.ops.axis_pool(x, "avg")
+        assert of_rows.shape == (2, 16, shape[2])
+        assert of_columns.shape == (2, 16, shape[3])
+        assert of_rows.isnan().all()
+        assert of_columns.isnan().all()
+    assert "at least" in str(gca.ops.backends(x)["numba"])
+
+
+def test_a_choice_can_be_used_again() -> None:
+    x, choice = torch.randn(1, 2, 3, 4), gca.ops.backend("plain")
+    with choice:
+        assert gca.ops.selected(x) == "plain"
+    with choice:
+        assert gca.ops.selected(x) == "plain"
+    assert gca.ops.selected(x) != "plain"
+
+
+def test_forward_mode_through_a_compiled_layer() -> None:
+    layer, x = gca.GroupedCoordinateAttention(8).double().eval(), torch.randn(2, 8, 4, 3, dtype=torch.float64)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="eager")
+    with torch.autograd.forward_ad.dual_level():
+        found, expected = (
+            torch.autograd.forward_ad.unpack_dual(f(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+            for f in (compiled, layer)
+        )
+    torch.testing.assert_close(found, expected)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import gca
 from tests.conftest import randomize
@@ -107,3 +109,123 @@ def test_layouts_agree(layer: nn.Module) -> None:
         y.square().sum().backward()
         results.append([y, image.grad, *(p.grad for p in layer.parameters())])
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("watched", [with_a_hook, with_a_hook_before, with_another_forward, of_another_class])
+def test_so_it_is_in_float16(watched: Callable[[nn.Conv2d, Seen], None]) -> None:
+    layer, x = gca.GroupedCoordinateAttention(16).half().eval(), torch.randn(2, 16, 5, 3).half()
+    expected = layer(x)
+    seen: Seen = []
+    watched(layer.conv1, seen)
+    watched(layer.conv2, seen)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=1e-2)
+    assert len(seen) == 2
+
+
+class Wrapped(nn.Module):
+    """An adapter around a convolution, which has no weight itself."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.base(image)
+        return out
+
+
+def replace_norm(layer: Any) -> None:
+    layer.bn1 = nn.GroupNorm(2, layer.bn1.num_features)
+
+
+def freeze_norm(layer: Any) -> None:
+    layer.bn1 = torchvision.ops.FrozenBatchNorm2d(layer.bn1.num_features)
+
+
+def norm_without_statistics(layer: Any) -> None:
+    layer.bn1 = nn.BatchNorm2d(layer.bn1.num_features, track_running_stats=False)
+
+
+def norm_without_weights(layer: Any) -> None:
+    layer.bn1 = nn.BatchNorm2d(layer.bn1.num_features, affine=False)
+
+
+def adapt(layer: Any) -> None:
+    layer.conv1 = Wrapped(layer.conv1)
+
+
+def fuse(layer: Any) -> None:
+    torch.ao.quantization.fuse_modules(layer, ["conv1", "bn1", "act"], inplace=True)
+
+
+def prune_weight(layer: Any) -> None:
+    prune.l1_unstructured(layer.conv1, "weight", 0.5)
+
+
+def wider_kernel(layer: Any) -> None:
+    conv = layer.conv1
+    layer.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, (3, 1), padding=(1, 0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replace_norm, freeze_norm, norm_without_statistics, norm_without_weights, adapt, fuse, prune_weight, wider_kernel],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+def test_parts_may_be_replaced(change: Callable[[Any], None], layout: torch.memory_format) -> None:
+    layer = gca.GroupedCoordinateAttention(16).eval()
+    change(layer)
+    x = torch.randn(2, 16, 5, 3).to(memory_format=layout)
+    expected = layer(x).detach()
+    torch.testing.assert_close(layer.double()(x.double()), expected.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.half()(x.half()), expected.half(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, None])
+def test_statistics_in_float16_move_as_in_float32(momentum: float | None) -> None:
+    wide = gca.GroupedCoordinateAttention(16)
+    wide.bn1.momentum = momentum
+    narrow = copy.deepcopy(wide).half()
+    for x in torch.randn(3, 2, 16, 6, 5):
+        wide(x)
+        narrow(x.half())
+    assert narrow.bn1.num_batches_tracked == 3
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(narrow.bn1, name).float(), getattr(wide.bn1, name), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_under_autocast_to_float16_do_not_overflow(layout: torch.memory_format) -> None:
+    """A compiler traces backward under the autocast of forward, in which matrix products are in float16."""
+    torch.manual_seed(0)
+    layer = gca.GroupedCoordinateAttention(16)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = (5e4 * torch.rand(2, 16, 6, 5)).to(memory_format=layout)
+    grads = []
+    torch.compiler.reset()
+    for forward in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            y = forward(x)
+            (y.mean() * 1e-3).backward()
+        assert layer.conv1.weight.grad is not None
+        grads.append(layer.conv1.weight.grad)
+    assert grads[0].isfinite().all()
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4 * float(grads[0].abs().max()))
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    layer, x = gca.GroupedCoordinateAttention(16).double().eval(), torch.randn(2, 16, 6, 5, dtype=torch.float64)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.float16):
+        torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_hooks_on_all_modules_see_the_convolutions(layout: torch.memory_format) -> None:
+    seen: list[type[nn.Module]] = []
+    with nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(type(module))):
+        gca.GroupedCoordinateAttention(16).eval()(torch.randn(2, 16, 6, 5).to(memory_format=layout))
+    assert seen.count(nn.Conv2d) == 2

@@ -143,3 +143,79 @@ def test_bad_registrations(arguments: dict[str, object], error: type[Exception],
     with pytest.raises(error, match=message):
         gca.register_block(**{"block": Block, "last_conv": "conv", **arguments})
     assert known == families.FAMILIES
+
+
+class Inner(Block):
+    """Attention in a function that forward defines, as where blocks are checkpointed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def inner(x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(self.conv(x))
+            return x + (y if self.attention is None else self.attention(y))
+
+        return torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class Decorated(Block):
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x))
+        return x + (y if self.attention is None else self.attention(y))
+
+
+class Listed(Block):
+    """The last convolution has no attribute of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([self.conv])
+        del self.conv
+
+    @property
+    def conv(self) -> nn.Module:
+        return self.convs[0]
+
+    @conv.deleter
+    def conv(self) -> None:
+        del self._modules["conv"]
+
+
+class Transposed(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(8, 8, 1, groups=2)  # its weight is (C_in, C_out / groups, 1, 1)
+
+
+@pytest.mark.parametrize("block", [Inner, Decorated, Listed, Transposed])
+def test_blocks_may_be_written_in_other_ways(block: type[nn.Module]) -> None:
+    gca.register_block(block, last_conv="conv")
+    model = randomize(gca.inject(nn.Sequential(block(), block()), "se", reduction=2, identity_init=False)).eval()
+    assert [layer.channels for layer in gca.injected(model).values()] == [8, 8]
+    with_attention = model(IMAGES)
+    gca.eject(model)
+    assert not torch.allclose(model(IMAGES), with_attention)
+
+
+def test_a_lazy_convolution_is_named() -> None:
+    class Lazy(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.LazyConv2d(8, 3, padding=1)
+
+    gca.register_block(Lazy, last_conv="conv")
+    model = nn.Sequential(Lazy())
+    with pytest.raises(ValueError, match="block '0' ends in a lazy convolution; run the network once, then inject"):
+        gca.inject(model)
+    model(IMAGES)
+    assert len(gca.injected(gca.inject(model))) == 1
+
+
+def test_a_class_that_a_block_cannot_become_is_refused() -> None:
+    class Slots(Dilated):
+        __slots__ = ("extra",)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(super().forward(x))  # type: ignore[no-any-return]
+
+    with pytest.raises(TypeError, match=r"cannot become a .*Slots: .* layout differs.*; give it no __slots__"):
+        gca.register_block(Dilated, last_conv="conv2", slotted=Slots)

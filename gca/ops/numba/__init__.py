@@ -21,7 +21,7 @@ def unsupported(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> 
         return f"it runs on CPU, got {device}"
     if dtype not in (torch.float32, torch.float64):
         return f"it takes float32 and float64, got {dtype}"
-    return None
+    return "it takes images with a row and a column at least" if 0 in shape[2:] else None
 
 
 def pool(x: Tensor, kind: str) -> tuple[Tensor | None, Tensor | None]:
