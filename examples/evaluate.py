@@ -10,7 +10,7 @@ table.txt and results.json.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from medseg.data.nifti import Orientation, read_nifti, spacing_of, voxels_of
 from medseg.errors import DataError, RunError, note, told_once
 from medseg.evaluation.report import DEFINITIONS, SCHEMA, table
 from medseg.evaluation.scores import evaluate, headline, summarize
-from medseg.files import Spacing, check_label, check_spacing, read_npz, write_json, write_text
+from medseg.files import Spacing, check_folder, check_label, check_spacing, read_npz, write_json, write_text
 from medseg.settings import Settings
 
 KINDS = (IMAGE_SUFFIXES, (".nii.gz", ".nii"), (".npz",))
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score, write and print."""
+    if repeated := [name for name in options.classes if options.classes.count(name) > 1]:
+        raise RunError(f"--classes names {repeated[0]} twice; every class has a name of its own")
+    check_folder(options.out, "--out")
     present = [path for path in (options.out / name for name in ("results.json", "table.txt")) if path.exists()]
     if present and not options.overwrite:
         raise RunError(f"{present[0]} exists; pass --overwrite to replace it, or another --out")
@@ -112,17 +115,26 @@ def _paired(predictions: Path, truth: Path) -> tuple[dict[str, tuple[Path, Path]
         if not found or not wanted:
             continue
         ending = max(ENDINGS, key=lambda one: sum(stem + one in wanted for stem in found))
-        names = [stem.removesuffix(ending) for stem in wanted]
-        if missing := [name for name in names if name not in found]:
+        names = {stem: _prediction_of(stem, found, ending) for stem in wanted}
+        of = {name: stem for stem, name in names.items()}
+        if double := [(stem, of[name]) for stem, name in names.items() if of[name] != stem]:
+            raise DataError(f"{truth} holds {' and '.join(sorted(double[0]))}, both the truth of one prediction")
+        if missing := [name for name in names.values() if name not in found]:
             raise DataError(
                 f"{len(missing)} of {len(names)} files of {truth} have no prediction in {predictions}, first "
                 f"{predictions / missing[0]}{suffixes[0]}"
             )
-        if others := [stem for stem in found if stem not in set(names)]:
+        if others := [stem for stem in found if stem not in set(names.values())]:
             note("%s: %s without ground truth, left out", predictions, ", ".join(others[:5]))
-        return {name: (found[name], wanted[name + ending]) for name in names}, suffixes == IMAGE_SUFFIXES
+        return {name: (found[name], wanted[stem]) for stem, name in names.items()}, suffixes == IMAGE_SUFFIXES
     kinds = "; ".join(", ".join(suffixes) for suffixes in KINDS)
     raise DataError(f"{predictions} and {truth} hold no files of one kind; wanted one of {kinds}")
+
+
+def _prediction_of(stem: str, found: Collection[str], ending: str) -> str:
+    """The name of the prediction for a ground truth: without the ending that most have, or another where it has one."""
+    fitting = [stem.removesuffix(one) for one in (ending, *ENDINGS) if stem.endswith(one)]
+    return next((name for name in fitting if name in found), stem.removesuffix(ending))
 
 
 def _truth(name: str, path: Path, classes: int) -> Volume:

@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tasks = _tasks(options)
             todo = [task for task in tasks if options.overwrite or not task.labels.exists()]
             if len(todo) < len(tasks):
-                print(f"{len(tasks) - len(todo)} of {len(tasks)} files have labels already; --overwrite replaces them")
+                print(
+                    f"{len(tasks) - len(todo)} of {len(tasks)} files have labels already, and are left out with their "
+                    "overlays and probabilities; --overwrite replaces them"
+                )
             failures, empty = run(options, todo) if todo else ({}, [])
     except (DataError, RunError) as error:
         sys.exit(f"error: {error}")

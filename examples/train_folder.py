@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RunError as error:
         own.error(str(error))
     name = options.name or re.sub(r"[^\w.-]", "_", options.data.resolve().name if options.data else "folder")
-    words = options.words if options.name else [*options.words, "--name", name]
+    words = options.words if options.name else [*options.words, f"--name={name}"]
     run(folder_benchmark(name, data), str(__doc__), arguments, script=(own, words))
 
 

@@ -114,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int_from_0, default=0, help="of splits and untrained weights (default: %(default)s)"
     )
+    parser.add_argument("--frame", type=positive_int, help="frame of 4-D NIfTI among --images, from 1")
+    parser.add_argument("--fill-nan", action="store_true", help="take voxels that are NaN or infinite as background")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="slices at a time (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)")
     return parser

@@ -7,7 +7,6 @@ was true.
 
 import logging
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -64,16 +63,17 @@ def untold() -> Iterator[None]:
 class _Once(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
-        self.kinds: Counter[str] = Counter()
+        self.kinds: dict[str, set[str]] = {}  # of which files each was said: some are read several times
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = getattr(record, "kind", record.msg)
-        if self.kinds[kind] == 0:
+        if kind not in self.kinds:
             tqdm.write(f"Note: {record.getMessage()}", file=sys.stderr)  # does not tear a bar apart
-        self.kinds[kind] += 1
+        of = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+        self.kinds.setdefault(kind, set()).add(str(of))
 
     def count_others(self) -> None:
-        for message, count in self.kinds.items():
-            if count > 1:
+        for message, files in self.kinds.items():
+            if len(files) > 1:
                 what = message.removeprefix("%s: ").replace("%s", "...")
-                print(f"Note: so it is of {count} files: {what}", file=sys.stderr)
+                print(f"Note: so it is of {len(files)} files: {what}", file=sys.stderr)

@@ -244,6 +244,8 @@ def check_label(path: Path, label: Array, shape: tuple[int, ...], classes: int) 
     Floats may be off by what scaling and rounding leave, and more axes behind be of length 1.
     """
     label = _squeezed(label, len(shape))
+    if label.size == 0:
+        raise DataError(f"{path}: label has shape {label.shape}, with nothing in it")
     if label.shape != shape:
         raise DataError(f"{path}: image has shape {shape} but label {label.shape}; they must be equal")
     with np.errstate(invalid="ignore"):  # NaN becomes some number, from which it is not near

@@ -1,10 +1,10 @@
 """What decides the outcome of a run, and what it is computed on."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 from medseg.errors import RunError
 
@@ -16,8 +16,18 @@ ATTENTIONS = {
     "se": ("reduction",),
     "none": (),
 }
+POOLS = ("avg", "max", "avg+max")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOSSES = ("ce+dice", "ce", "dice", "focal", "focal+dice")
 LOGGERS = {"tensorboard": "tensorboard", "csv": "lightning", "wandb": "wandb", "mlflow": "mlflow", "none": "lightning"}
+
+
+CHOICES: dict[str, Iterable[str]] = {"attention": ATTENTIONS, "pool": POOLS, "loss": LOSSES, "precision": PRECISIONS}
+LEAST = {
+    "groups": 1, "reduction": 1, "size": 32, "batch_size": 1, "epochs": 1, "validate_every": 1, "patience": 1,
+    "seed": 0, "folds": 2, "fold": 1, "split_seed": 0, "limit": 1, "lr": 0, "min_lr": 0, "weight_decay": 0,
+    "validation": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,11 @@ class Settings:
             words = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
             raise RunError(f"{source} does not hold the settings of a run ({words}); give the settings.json of a run")
         weights = content.get("class_weights")
-        return cls(**{**content, "class_weights": tuple(weights) if weights else None})
+        found = {**content, "class_weights": tuple(weights) if isinstance(weights, list) else weights}
+        for field in fields(cls):
+            if wrong := _wrong(field.name, found.get(field.name, field.default), field.type):
+                raise RunError(f"{source} has {field.name} {content[field.name]!r}; wanted {wrong}")
+        return cls(**found)
 
     def changes(self, other: "Settings") -> list[str]:
         """In words, what is not as in ``other``."""
@@ -73,6 +87,21 @@ class Settings:
         return [
             f"{name} was {before[name]}, is {value}" for name, value in asdict(self).items() if before[name] != value
         ]
+
+
+def _wrong(name: str, value: Any, kind: Any) -> str:
+    """What is wanted in place of a value that is no such setting; nothing if it is one."""
+    kinds = get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
+        return ""
+    if name == "class_weights":
+        numbers = isinstance(value, tuple) and all(type(one) in (int, float) and one >= 0 for one in value)
+        return "" if numbers and value else "a list of numbers from 0, or null"
+    if not (type(value) in kinds or (float in kinds and type(value) is int)):
+        return " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
+    if name in CHOICES and value not in CHOICES[name]:
+        return f"one of {', '.join(CHOICES[name])}"
+    return f"{LEAST[name]} at least" if name in LEAST and not value >= LEAST[name] else ""
 
 
 @dataclass(frozen=True)

@@ -141,3 +141,35 @@ class TestEvaluate:
         nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), truth / "b.nii")
         with pytest.raises(SystemExit, match=r"1 of 2 files of .*truth have no prediction in .*found, first .*b.nii"):
             score(tmp_path, "one")
+
+    def test_endings_may_differ_from_file_to_file(self, tmp_path: Path) -> None:
+        found, truth = folders(tmp_path)
+        mask = Image.fromarray(RNG.random((4, 4)) > 0.5)
+        for name, of_truth in (("a", "a_mask"), ("b", "b_mask"), ("c", "c")):
+            mask.save(found / f"{name}.png")
+            mask.save(truth / f"{of_truth}.png")
+        assert score(tmp_path, "one")["test"]["headline"]["dice"] == 1
+        mask.save(truth / "a.png")
+        for path in (tmp_path / "out").iterdir():
+            path.unlink()
+        with pytest.raises(SystemExit, match=r"holds a and a_mask, both the truth of one prediction"):
+            score(tmp_path, "one")
+
+    def test_what_is_refused_before_anything_is_read(self, tmp_path: Path) -> None:
+        folders(tmp_path)
+        with pytest.raises(SystemExit, match="--classes names one twice; every class has a name of its own"):
+            score(tmp_path, "one", "one")
+        (tmp_path / "out").write_text("")
+        with pytest.raises(SystemExit, match=r"--out .*out cannot be a folder, since .*out is a file"):
+            score(tmp_path, "one")
+
+    def test_where_nothing_is_nothing_is_at_distance_0(self, tmp_path: Path) -> None:
+        for folder in folders(tmp_path):
+            np.savez(folder / "a.npz", label=np.zeros((2, 5, 5), np.uint8))
+        assert score(tmp_path, "one", "two")["test"]["headline"] == {"dice": None, "hd95": None, "hd95_strict": None}
+
+    def test_labels_of_nothing(self, tmp_path: Path) -> None:
+        for folder in folders(tmp_path):
+            np.savez(folder / "a.npz", label=np.zeros((0, 5, 5), np.uint8))
+        with pytest.raises(SystemExit, match=r"label has shape \(0, 5, 5\), with nothing in it"):
+            score(tmp_path, "one")

@@ -246,7 +246,10 @@ class TestErrors:
         shutil.copytree(network, tmp_path / "run")
         use = tmp_path / "run" / "model" / "preprocessing.json"
         use.write_text(use.read_text().replace('"acdc"', '"brats"'))
-        with pytest.raises(SystemExit, match="names the benchmark 'brats'; wanted synapse, acdc, isic2017, isic2018"):
+        with pytest.raises(
+            SystemExit,
+            match="names the benchmark 'brats', and --data is for synapse, acdc, isic2017, isic2018; give --images",
+        ):
             visualized(tmp_path / "run", tmp_path / "out", "--data", hearts)
 
     def test_unwritable_output(self, network: Path, hearts: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medseg.command_line.options import parser
 from medseg.data.dataset import Split
 from medseg.data.images_and_masks import Folder, folder_benchmark, mapping_of
 from medseg.errors import DataError, RunError
@@ -153,3 +154,34 @@ def test_the_benchmark() -> None:
         True,
         None,
     )
+
+
+def test_palettes_that_number_their_colours_differently(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    label = np.zeros((9, 9), np.uint8)
+    label[2:5], label[6:] = 1, 2
+    colours = [(0, 0, 0), (200, 0, 0), (0, 0, 200)]
+    for number, order in enumerate(((0, 1, 2), (0, 1, 2), (0, 2, 1))):
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "images" / f"{number}.png")
+        mask = Image.fromarray(np.argsort(order)[label].astype(np.uint8))
+        mask.putpalette([value for index in order for value in colours[index]])
+        mask.save(tmp_path / "masks" / f"{number}.png")
+    words = r"number 1 is #c80000 in the palette of .*0\.png and #0000c8 in that of .*2\.png, so it stands for no class"
+    with pytest.raises(DataError, match=words):
+        Folder(("a", "b")).open(tmp_path, Settings())
+    (tmp_path / "masks" / "2.png").write_bytes((tmp_path / "masks" / "0.png").read_bytes())
+    assert sum(len(part) for part in Folder(("a", "b")).open(tmp_path, Settings()).parts().values()) == 3
+
+
+def test_no_share_for_test_is_refused(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / name / "a.png")
+    with pytest.raises(RunError, match="--test 0 leaves nothing to test the network on"):
+        Folder(("a",), test=0).open(tmp_path, Settings())
+
+
+def test_a_folder_with_the_name_of_a_benchmark_is_not_taken_for_it() -> None:
+    assert folder_benchmark("acdc", Folder(("a",))).name == "acdc_folder"
+    assert "--validation" in parser(folder_benchmark("acdc", Folder(("a",))), "").format_help()

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from medseg.data.folders import (
 )
 from medseg.data.images import read_image, read_image_and_mask, read_labels, read_mask
 from medseg.data.nifti import check_hounsfield, one_frame, orientation_of, read_nifti, to_slices, voxels_of
-from medseg.errors import DataError, note, told_once
+from medseg.errors import DataError, RunError, note, told_once
+from medseg.evaluation.inputs import Use, check_form, read_picture, task_of_file, tasks_of_folder
 
 ROWS, COLUMNS = np.mgrid[:20, :30]
 COLOURS = np.stack((ROWS * 12, COLUMNS * 8, 255 - ROWS * 12), -1).astype(np.uint8)
@@ -492,7 +494,7 @@ class TestNifti:
 
 def test_notes_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     with told_once():
-        for name in ("a", "b", "c"):
+        for name in ("a", "b", "c", "c"):  # one is read twice
             note("%s: %s voxels are odd", name, 3)
         note("%s: passed over %s", "d", "x", each=True)
         note("%s: passed over %s", "e", "y", each=True)
@@ -510,3 +512,110 @@ def test_streams_are_closed(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     for _ in range(3):
         read_image(tmp_path / "a.png")
+
+
+def png_of_16_bits(channels: np.ndarray) -> bytes:
+    """A PNG of several channels of 16 bits, which Pillow does not write."""
+    import struct
+    import zlib
+
+    height, width, count = channels.shape
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("read", [read_image, read_mask, read_labels])
+def test_channels_of_16_bits_are_refused(tmp_path: Path, read: Callable[[Path], object], channels: int) -> None:
+    """Pillow reads their upper 8 bits, so labels would be all background, and images of 12 bits nearly black."""
+    stored = np.repeat(CLASSES[..., None], channels, -1)
+    if channels != 3:
+        stored[..., -1] = 255
+        stored = stored.astype(np.uint16)
+        stored[..., -1] = 65535
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(stored))
+    with pytest.raises(DataError, match=r"a\.png: 16 bits for each of several channels, of which only the upper 8"):
+        read(tmp_path / "a.png")
+
+
+def test_greys_in_a_palette_are_what_is_seen(tmp_path: Path) -> None:
+    """Programs that make files smaller number the colours of a palette anew."""
+    for name, order in {"a.png": (0, 1, 2), "b.png": (2, 0, 1)}.items():
+        numbers = np.argsort(order)[CLASSES]
+        palette(numbers, *((grey,) * 3 for grey in order)).save(tmp_path / name)
+        assert np.array_equal(read_labels(tmp_path / name), CLASSES)
+
+
+def test_labels_in_a_gif_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(2 * BINARY).save(tmp_path / "a.gif")
+    with pytest.raises(DataError, match="labels in a GIF, which has numbered its colours anew; save them as PNG"):
+        read_labels(tmp_path / "a.gif")
+
+
+def test_very_large_images_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"a\.png: 600 pixels, more than are read of one image; scale it down or cut"):
+        read_image(tmp_path / "a.png")
+
+
+def test_photographs_in_dicom_are_answered_with_a_converter(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "images" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 60)
+    with pytest.raises(DataError, match=r"holds no image: .*; RGB images in DICOM become PNG with DCMTK: `dcm2img"):
+        pairs(tmp_path / "images", tmp_path / "masks")
+
+
+def use(intensity: str) -> Use:
+    return Use(Path(), ("background", "lesion"), 32, intensity)
+
+
+def test_images_are_told_by_their_content_too(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "photo", "PNG")
+    Image.fromarray(COLOURS).save(tmp_path / "b.jfif", "JPEG")
+    (tmp_path / "notes").write_text("no image")
+    (tmp_path / "c.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 60)
+    for name in ("photo", "b.jfif"):
+        assert read_picture(tmp_path / name, use("rgb")).image.shape == (1, 3, 20, 30)
+    tasks = tasks_of_folder(tmp_path, tmp_path.parent / "labels", None, None, "rgb")
+    assert [task.labels.name for task in tasks] == ["b.png", "photo.png"]
+    with pytest.raises(DataError, match="of no kind that is known here, and the network is for RGB images"):
+        check_form(tmp_path / "notes", "rgb")
+    with pytest.raises(DataError, match=r"a DICOM file, and the network is for RGB images; .*`dcm2img IN OUT\.png`"):
+        check_form(tmp_path / "c.dcm", "rgb")
+
+
+def test_voxels_that_are_no_numbers_in_arrays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = np.linspace(0.2, 1, 24, dtype=np.float32).reshape(2, 3, 4)
+    image[0, 1, 2], image[1, 0, 0] = np.nan, np.inf
+    np.savez(tmp_path / "a.npz", image=image)
+    with pytest.raises(DataError, match="image has 2 NaN or infinite values"):
+        read_picture(tmp_path / "a.npz", use("min-max"))
+    filled = read_picture(tmp_path / "a.npz", use("min-max"), fill_nan=True).image[:, 0]
+    assert np.allclose(filled, np.where(np.isfinite(image), image, 0.2))
+    assert "2 voxels that are NaN or infinite are taken as background" in caplog.text
+    with pytest.raises(DataError, match=r"a\.npz is no NIfTI, which alone has frames; leave out --frame"):
+        read_picture(tmp_path / "a.npz", use("min-max"), frame=1)
+
+
+def test_what_lies_in_folders_that_systems_leave_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in ("a.png", "__MACOSX/b.png", ".thumbs/c.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(COLOURS).save(tmp_path / place)
+    assert len(tasks_of_folder(tmp_path, tmp_path.parent / "labels", None, None, "rgb")) == 1
+    assert re.search(r"passed over 2 files: (c\.png, b\.png|b\.png, c\.png)", caplog.text)
+
+
+def test_an_output_below_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    with pytest.raises(
+        RunError, match=r"--output .*a\.png cannot be a folder, since .*a\.png is a file; choose another --output"
+    ):
+        task_of_file(tmp_path / "a.png", tmp_path / "a.png" / "labels.png", None, None, "rgb")

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from medseg.data.acdc import ACDC
 from medseg.data.dataset import Benchmark, Case, Paper, Volume
 from medseg.data.isic import isic
+from medseg.errors import RunError
 from medseg.evaluation.report import collect, table, table_of_runs
 from medseg.evaluation.scores import evaluate, summarize
 from medseg.figures.results import draw_bars
@@ -35,7 +36,7 @@ def summary_of(benchmark: Benchmark) -> dict[str, Any]:
 
 def tables_of(benchmark: Benchmark) -> tuple[str, dict[str, Any], str]:
     summary = summary_of(benchmark)
-    result = {"settings": {"seed": 1, "fold": None}, "test": {"summary": summary}}
+    result = {"settings": {"seed": 1, "fold": None}, "data": {"fingerprint": "f"}, "test": {"summary": summary}}
     collected = collect(benchmark, [result, result])
     return table(benchmark, summary, "Heading"), collected, table_of_runs(benchmark, collected)
 
@@ -81,3 +82,9 @@ def test_figures_that_the_paper_does_not_print_are_dashes(benchmark: Benchmark) 
         assert last == {"circle": "91.50", "square": "-", "mean": "-"}
         assert "the paper's mean HD95 is 1.25." in one
     assert collected["paper"] == {"source": "Table 9", "dice": SOME.dice, "mean": SOME.mean}
+
+
+def test_runs_on_different_data_have_no_mean() -> None:
+    results = [{"settings": {"fold": fold}, "data": {"fingerprint": data}} for fold, data in ((1, "a"), (1, "b"))]
+    with pytest.raises(RunError, match="were trained and tested on different data, so they have no mean"):
+        collect(SCANS, results)

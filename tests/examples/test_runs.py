@@ -3,7 +3,10 @@
 import argparse
 import errno
 import json
-from dataclasses import replace
+import os
+import signal
+import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -88,11 +91,8 @@ def test_what_is_replaced_goes_and_what_is_not_made_by_runs_stays(tmp_path: Path
         finish(run)
     write_text(tmp_path / "seeds" / "seed1" / "notes.txt", "mine")
     write_text(tmp_path / "seeds" / "runs.json", "{}")
-    clear_several(tmp_path / "seeds", keep=["seed2"])
-    assert sorted(path.name for path in (tmp_path / "seeds").rglob("*") if path.is_file()) == [
-        "notes.txt", "request.json", "results.json", "settings.json",
-    ]  # fmt: skip
-    assert [path.name for path in (tmp_path / "seeds" / "seed1").iterdir()] == ["notes.txt"]
+    clear_several(tmp_path / "seeds")
+    assert [path.name for path in (tmp_path / "seeds").rglob("*")] == ["seed1", "notes.txt"]
     clear_single(tmp_path / "single")
     assert not list((tmp_path / "single").iterdir())
 
@@ -200,7 +200,7 @@ def test_script_options_are_noted_and_given_back(tmp_path: Path) -> None:
     own.add_argument("--year", type=int, default=2018)
     own.add_argument("--classes", nargs="+")
     options = script_options(own, ["--year", "2017", "--lr", "1", "--classes", "a", "b"])
-    assert options.words == ["--year", "2017", "--classes", "a", "b"]
+    assert options.words == ["--year=2017", "--classes", "a", "b"]
     run = replace(runs(tmp_path)[0], script_options=tuple(options.words))
     note_request([run], tmp_path)
     assert script_options(own, ["--resume", "--out", str(tmp_path)]).year == 2017
@@ -230,3 +230,87 @@ def test_the_remedy_fits_the_error(number: int, advice: str, tmp_path: Path) -> 
     with pytest.raises(OSError, match=f"^cannot write {tmp_path}") as raised, writing(tmp_path):
         raise OSError(number, "no")
     assert remedy(raised.value, "--out") == advice
+
+
+def test_other_options_of_the_script_are_not_resumed(tmp_path: Path) -> None:
+    """They decide the data set, e.g. its classes, and are no settings."""
+    (run,) = runs(tmp_path)
+    finish(replace(run, script_options=("--classes", "lesion")))
+    with pytest.raises(RunError, match=r"by other options: they were --classes lesion, are --classes nevus; give"):
+        check_out([replace(run, script_options=("--classes", "nevus"), resume=True)], tmp_path)
+    check_out([replace(run, script_options=("--classes", "lesion"), resume=True)], tmp_path)
+
+
+def test_folders_and_values_that_begin_with_a_dash_are_noted_as_they_can_be_read(tmp_path: Path) -> None:
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--splits", type=Path)
+    own.add_argument("--patient")
+    words = script_options(own, ["--splits", "lists", "--patient=-(P[0-9]+)-"]).words
+    assert words == [f"--splits={Path('lists').resolve()}", "--patient=-(P[0-9]+)-"]
+    assert own.parse_args(words).patient == "-(P[0-9]+)-"
+
+
+def test_the_loader_is_timed_for_one_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="--time-loader measures the loading of one run; give one --seed"):
+        runs(tmp_path, "--seed", 1, 2, "--time-loader")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("attention", "eca", "one of gca, coord, cbam, se, none"), ("loss", "bce", "one of ce"),
+        ("epochs", "5", "int"), ("epochs", 0, "1 at least"), ("epochs", True, "int"), ("size", 16, "32 at least"),
+        ("lr", None, "float"), ("lr", -1, "0 at least"), ("groups", 1.5, "int or null"), ("fold", 0, "1 at least"),
+        ("class_weights", 5, "a list of numbers from 0"), ("class_weights", [1, "2"], "a list of numbers from 0"),
+        ("augment", 1, "bool"), ("encoder", None, "str"), ("pool", "mean", "one of avg, max"),
+    ],
+)  # fmt: skip
+def test_settings_that_were_edited_are_checked(name: str, value: object, wanted: str) -> None:
+    content = {**asdict(Settings()), name: value}
+    with pytest.raises(RunError, match=rf"settings\.json has {name} .*; wanted {wanted}"):
+        Settings.from_json(content, "settings.json")
+
+
+def test_settings_are_read_as_they_were_written() -> None:
+    for settings in (Settings(), Settings(groups=4, class_weights=(1, 0.5), lr=1, fold=2, pool="max", augment=False)):
+        assert Settings.from_json(json.loads(json.dumps(asdict(settings))), "settings.json") == settings
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_run_without_results_has_failed_whatever_its_status(
+    tmp_path: Path, phantoms: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was ended by a signal may have."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr("medseg.command_line.experiment.subprocess.run", run)
+    with pytest.raises(SystemExit, match=r"seed1 failed; the finished ones are kept, go on with --resume"):
+        main(SYNAPSE, "", ["--data", str(phantoms), "--out", str(tmp_path / "out"), "--seed", "1", "2"])
+    assert len(calls) == 1
+
+
+def test_what_interrupts_an_overwrite_leaves_nothing_that_could_be_taken_for_its_result(
+    tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", str(phantoms), "--out", str(tmp_path), "--seed", "1", "2"]
+    for run in runs(tmp_path, "--seed", 1, 2):
+        finish(run)
+
+    def interrupt(command: list[str]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # as a cluster ends a job
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("medseg.command_line.experiment.subprocess.run", interrupt)
+    with pytest.raises(SystemExit, match="interrupted; go on with --resume"):
+        main(SYNAPSE, "", [*words, "--overwrite"])
+    assert not any(run.finished for run in runs(tmp_path, "--resume", "--seed", 1, 2))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_weights_of_nothing_are_refused(tmp_path: Path, phantoms: Path) -> None:
+    with pytest.raises(SystemExit, match="--class-weights are all 0, so there would be no loss"):
+        main(SYNAPSE, "", ["--data", str(phantoms), "--out", str(tmp_path), "--class-weights", *["0"] * 9])

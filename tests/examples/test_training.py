@@ -1,7 +1,9 @@
 """Schedule, validation, early stopping and resuming, on a network of one convolution."""
 
 import math
+import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,7 +21,7 @@ from medseg.settings import Execution, Settings
 from medseg.training.losses import cross_entropy, dice_loss, dice_sums
 from medseg.training.network import check_precision, precision_hint
 from medseg.training.slices import Draw, SliceDataset, Slices
-from medseg.training.trainer import SegmentationTask, Training, duration, make_logger, train
+from medseg.training.trainer import EpochReport, SegmentationTask, Training, duration, make_logger, train
 from medseg.training.transforms import Augmentation
 
 SETTINGS = Settings(size=32, batch_size=4, epochs=6, lr=1e-2, min_lr=1e-4, validate_every=2, deterministic=False)
@@ -338,3 +340,23 @@ def test_no_gpu(tmp_path: Path) -> None:
     task = SegmentationTask(Network(0.3), SETTINGS, slices.steps_per_epoch)
     with pytest.raises(RunError, match="No supported gpu backend found"):
         train(task, slices, SETTINGS, Execution(accelerator="gpu"), out=tmp_path, resume=False)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(run: Train, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"loss is nan after epoch \d, so nothing can be learnt any more; lower --lr"):
+        run(replace(SETTINGS, lr=1e30, epochs=4))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_what_ends_a_training_from_outside_is_an_interruption(
+    run: Train, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    """Lightning ends the process itself then, after SIGTERM with the status of success."""
+    monkeypatch.setattr(EpochReport, "on_train_epoch_end", lambda *_: os.kill(os.getpid(), sent))
+    before = signal.getsignal(sent)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    finally:
+        signal.signal(sent, before)

@@ -1,6 +1,7 @@
 """The command line of the training examples: one training run, or several of them, collected."""
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def main(
     except OSError as error:
         sys.exit(f"error: {error}; {remedy(error, '--out')}, and go on with --resume")
     except KeyboardInterrupt:
+        if len(runs) == 1 and runs[0].overwrite and runs[0].finished:
+            sys.exit(f"interrupted; {runs[0].out} was not replaced yet, give the same command again")
         sys.exit("interrupted; go on with --resume")
 
 
@@ -92,7 +95,9 @@ def script_options(own: argparse.ArgumentParser, arguments: Sequence[str] | None
     for action in own._actions:
         value = getattr(options, action.dest)
         if value is not None and value != action.default:
-            words += [action.option_strings[0], *map(str, value if isinstance(value, list) else [value])]
+            value = value.resolve() if isinstance(value, Path) else value  # the same, wherever it is resumed
+            option = action.option_strings[0]
+            words += [option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"]
     options.words, options.data, options.help = words, known.data, known.help
     return options
 
@@ -102,6 +107,8 @@ def _refuse(benchmark: Benchmark, runs: Sequence[Run], out: Path) -> None:
     check_out(runs, out)
     check_logger(runs[0].execution.logger)
     weights, classes = runs[0].settings.class_weights, ("background", *benchmark.classes)
+    if weights is not None and not any(weights):
+        raise RunError("--class-weights are all 0, so there would be no loss; give one above 0 at least")
     if weights is not None and len(weights) != len(classes):
         raise RunError(f"--class-weights got {len(weights)}, wanted {len(classes)}: {', '.join(classes)}")
     with untold():
@@ -114,26 +121,38 @@ def _refuse(benchmark: Benchmark, runs: Sequence[Run], out: Path) -> None:
 
 def run_all(benchmark: Benchmark, runs: Sequence[Run], out: Path) -> None:
     """Run one after another, each in a process of its own; finished ones are not repeated with ``--resume``."""
-    if not runs[0].test_only and not runs[0].time_loader:
-        if runs[0].overwrite:
+    if not runs[0].test_only:
+        if runs[0].overwrite:  # all at once: what is resumed after an interruption must not be of the runs before
             clear_single(out)
-            clear_several(out, keep=[run.out.name for run in runs])
+            clear_several(out)
         note_request(runs, out)
-    for number, run in enumerate(runs, start=1):
-        finished = run.resume and run.finished
-        print(f"Run {number} of {len(runs)}: {run.out}" + (" is finished" if finished else ""), flush=True)
-        if finished:
-            continue
-        status = subprocess.run([sys.executable, sys.argv[0], *run.command(out / "request.json")]).returncode
-        if status:
-            raise RunError(f"the run in {run.out} failed; the finished ones are kept, go on with --resume")
-    if runs[0].time_loader:
-        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _run_each(runs, out)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     collected = collect(benchmark, [read_json(run.out / "results.json") for run in runs])
     write_json(out / "runs.json", collected)
     text = table_of_runs(benchmark, collected)
     write_text(out / "table.txt", text + "\n")
     print(text)
+
+
+def _run_each(runs: Sequence[Run], out: Path) -> None:
+    for number, run in enumerate(runs, start=1):
+        finished = run.resume and run.finished
+        print(f"Run {number} of {len(runs)}: {run.out}" + (" is finished" if finished else ""), flush=True)
+        if finished:
+            continue
+        # Whatever interrupts this process, subprocess.run ends the other before it lets go.
+        status = subprocess.run([sys.executable, sys.argv[0], *run.command(out / "request.json")]).returncode
+        if status or not run.finished:
+            raise RunError(f"the run in {run.out} failed; the finished ones are kept, go on with --resume")
+
+
+def _interrupt(*_: object) -> None:
+    """Of SIGTERM, by which clusters end jobs: the same as of Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _table(out: Path) -> str:

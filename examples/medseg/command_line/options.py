@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medseg.data.dataset import Benchmark
-from medseg.settings import ATTENTIONS, LOGGERS, LOSSES, Settings
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+from medseg.settings import ATTENTIONS, LOGGERS, LOSSES, POOLS, PRECISIONS, Settings
 
 
 def parser(
@@ -85,7 +83,7 @@ def parser(
             type=positive_int,
             help="train and test this fold alone, counted from 1 (default: the split of the lists)",
         )
-    if benchmark.name != "acdc":
+    if benchmark.holds_out:
         split.add_argument(
             "--validation",
             type=fraction,
@@ -109,7 +107,7 @@ def parser(
     )
     network.add_argument("--groups", type=positive_int, help="channel groups of GCA (default: 2)")
     network.add_argument("--reduction", type=positive_int, help="reduction ratio (default: of the layer; GCA: 2)")
-    network.add_argument("--pool", choices=("avg", "max", "avg+max"), help="pooling of GCA (default: avg+max)")
+    network.add_argument("--pool", choices=POOLS, help="pooling of GCA (default: avg+max)")
     network.add_argument(
         "--identity-init",
         action=argparse.BooleanOptionalAction,

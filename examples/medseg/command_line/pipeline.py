@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 import gca
-from medseg.command_line.runs import Request, Run, clear_out, prepare_out
+from medseg.command_line.runs import Request, Run, clear_out, prepare_out, runs_in
 from medseg.data.dataset import Benchmark, Case, DataFingerprint, Split, Synthetic, Volume
 from medseg.errors import DataError, RunError
 from medseg.evaluation.prediction import load_network, predict_volume
@@ -68,9 +68,8 @@ def _run(benchmark: Benchmark, run: Run, synthetic: Synthetic | None) -> None:
     description = describe(split, data, fingerprint, slices)
     title = f"{settings.arch} on {description['name']}\n{split.name}"
     if first:
-        if has_checkpoint:
-            check_fingerprint(out, description["fingerprint"])
-        else:
+        check_fingerprint(run, description["fingerprint"], has_checkpoint)
+        if not has_checkpoint:
             clear_out(run, description["fingerprint"])
         write_json(out / "split.json", {part: [case.name for case in cases] for part, cases in split.parts().items()})
         draw_augmentation(benchmark, slices.training, out / "augmentation.png")
@@ -180,11 +179,22 @@ def describe(split: Split, data: dict[str, str], fingerprint: DataFingerprint, s
     return description
 
 
-def check_fingerprint(out: Path, fingerprint: str) -> None:
-    """Refuse to go on with a training on other data than it began with."""
-    noted = Request.noted(out)
-    if noted and noted.fingerprint not in (None, fingerprint):
-        raise RunError(f"cannot resume {out} on other data than it began with; give --data the same, or another --out")
+def check_fingerprint(run: Run, fingerprint: str, has_checkpoint: bool) -> None:
+    """Refuse to go on with a training, or with several seeds of one, on other data than they began with."""
+    noted = Request.noted(run.out) if has_checkpoint else None
+    begun = [noted.fingerprint] if noted else []
+    together = run.out.parent
+    if (together / "request.json").is_file():  # of several
+        for name in runs_in(together):
+            path = together / name / "results.json"
+            results = read_json(path) if path.is_file() else None
+            if results and name != run.out.name and results["settings"]["fold"] == run.settings.fold:
+                begun.append(results["data"]["fingerprint"])
+    if any(one not in (None, fingerprint) for one in begun):
+        where = run.out if noted else together
+        raise RunError(
+            f"cannot resume {where} on other data than it began with; give --data the same, or another --out"
+        )
 
 
 def read_slices(benchmark: Benchmark, split: Split, run: Run, fingerprint: DataFingerprint) -> Slices:

@@ -245,8 +245,11 @@ def check_out(runs: Sequence[Run], out: Path) -> None:
             neither resumed nor overwritten, or one with other settings is to be resumed.
     """
     check_folder(out, "--out")
+    if runs[0].time_loader and len(runs) > 1:
+        raise RunError("--time-loader measures the loading of one run; give one --seed, and no --cross-validate")
     if runs[0].time_loader or runs[0].overwrite:
         return
+    _check_request(runs[0], out)
     if mixed := _in_the_way(runs, out):
         raise RunError(
             f"{out} holds {mixed}, which {'these runs' if len(runs) > 1 else 'this run'} would mix with; give another "
@@ -267,6 +270,14 @@ def check_out(runs: Sequence[Run], out: Path) -> None:
                 f"{run.out} already holds a run; pass --resume to go on with it, --overwrite to replace it, or another "
                 "--out"
             )
+
+
+def _check_request(run: Run, out: Path) -> None:
+    """Refuse to go on by other options of the script, which decide the data set, than were noted in the folder."""
+    noted = Request.noted(out) if run.resume or run.test_only else None
+    if noted and tuple(noted.script_options) != run.script_options:
+        before, now = (" ".join(words) or "none" for words in (noted.script_options, run.script_options))
+        raise RunError(f"cannot go on with {out} by other options: they were {before}, are {now}; give another --out")
 
 
 def note_request(runs: Sequence[Run], out: Path, fingerprint: str | None = None) -> None:
@@ -310,16 +321,14 @@ def clear_out(run: Run, fingerprint: str) -> None:
     """Remove what an earlier run left, and note the settings and the data of this one."""
     for name in MADE_BY_A_RUN:
         _remove(run.out / name)
-    clear_several(run.out, keep=())
+    clear_several(run.out)
     write_json(run.out / "settings.json", asdict(run.settings))
     note_request([run], run.out, fingerprint)
 
 
-def clear_several(out: Path, keep: Sequence[str]) -> None:
-    """Remove the runs of several seeds or folds in a folder, but some, and what was collected from them."""
-    for name in _runs_in(out):
-        if name in keep:
-            continue
+def clear_several(out: Path) -> None:
+    """Remove the runs of several seeds or folds in a folder, and what was collected from them."""
+    for name in runs_in(out):
         for made in (*MADE_BY_A_RUN, *NOTES):
             _remove(out / name / made)
         if not any((out / name).iterdir()):
@@ -336,7 +345,7 @@ def clear_single(out: Path) -> None:
 
 def _in_the_way(runs: Sequence[Run], out: Path) -> str:
     """What is in an output folder and would mix with some runs, in words."""
-    there = _runs_in(out)
+    there = runs_in(out)
     if len(runs) == 1:
         return f"several runs ({', '.join(there)})" if there and runs[0].out == out else ""
     if _holds_a_run(out):
@@ -345,7 +354,8 @@ def _in_the_way(runs: Sequence[Run], out: Path) -> str:
     return f"other runs ({', '.join(others)})" if others else ""
 
 
-def _runs_in(out: Path) -> list[str]:
+def runs_in(out: Path) -> list[str]:
+    """Names of the runs of several seeds or folds in a folder."""
     if not out.is_dir():
         return []
     folders = (path for path in out.iterdir() if path.is_dir() and FOLDER_OF_A_RUN.fullmatch(path.name))

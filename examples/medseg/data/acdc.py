@@ -87,6 +87,7 @@ ACDC = Benchmark(
         mean={"dice": (92.64, 0.27), "hd95": (1.09, 0.13)},
     ),
     layout="train/, valid/, test/ and lists_ACDC/ (see medseg/data/acdc.py)",
+    holds_out=False,
 )
 
 

@@ -184,6 +184,7 @@ class Benchmark:
             scored as images instead of volumes.
         layout: What the data folder holds, for ``--help``.
         folds: Whether ``open`` divides the patients into folds where the settings ask for one.
+        holds_out: Whether it holds out patients for validation where the data names none.
         paper: Printed figures to stand beside those of a run; without them, nothing is said about a paper.
     """
 
@@ -196,6 +197,7 @@ class Benchmark:
     layout: str
     paper: Paper | None = None
     folds: bool = False
+    holds_out: bool = True
 
 
 # Organs that tell how a body lies, whatever the order of its voxels.

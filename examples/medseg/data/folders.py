@@ -15,7 +15,7 @@ from pathlib import Path
 from medseg.errors import DataError, note
 from medseg.files import some_of
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".gif")
 LEFT_BEHIND = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r")
 
 
@@ -111,7 +111,9 @@ def pairs(images: Path, masks: Path, ending: str | None = None) -> dict[str, tup
     """
     found = by_stem(images, IMAGE_SUFFIXES)
     if not found:
-        raise DataError(f"{images} holds no image: {', '.join(IMAGE_SUFFIXES)}")
+        kinds = {kind_of(beginning(path)) for path in walk(images)}
+        advice = f"; {RGB_IMAGES_IN_DICOM}" if "a DICOM file" in kinds else ""
+        raise DataError(f"{images} holds no image: {', '.join(IMAGE_SUFFIXES)}{advice}")
     return match(found, by_stem(masks, IMAGE_SUFFIXES), masks, ending, source=images)
 
 
@@ -248,6 +250,7 @@ SIGNATURES = (
     (rb"version https://git-lfs", "a pointer of Git LFS, without the content"),
     (rb"\s*<(!DOCTYPE|html|\?xml)", "a web page, as servers send instead of a file"),
 )
+RGB_IMAGES_IN_DICOM = "RGB images in DICOM become PNG with DCMTK: `dcm2img IN OUT.png`"
 CONVERT_DICOM = "DICOM series become NIfTI with dcm2niix: `dcm2niix -z y -o OUT FOLDER`"
 
 

@@ -6,6 +6,7 @@ in a mask, several pages. What has one is read, and noted where it is unusual (`
 """
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from medseg.data.folders import IMAGE_SUFFIXES, beginning, kind_of, stem_of
 from medseg.errors import DataError, note
 from medseg.files import check_label, reading, some_of
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of what is large, but not refused
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 SHALLOW = {"L;2": 3, "L;4": 15, "L;2I": 3, "L;4I": 15}  # largest number at these depths, which Pillow makes 255
@@ -80,12 +82,31 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
 
     def read() -> NDArray[np.uint8]:
         opened = _open(path)
-        if opened.format == "JPEG":
-            raise DataError(f"{path}: labels in a JPEG, which blurs them; save them as PNG")
+        if opened.format in ("JPEG", "GIF"):
+            why = "blurs them" if opened.format == "JPEG" else "has numbered its colours anew"
+            raise DataError(f"{path}: labels in a {opened.format}, which {why}; save them as PNG")
         numbers = _numbers(path, opened, "0, 1, 2, ...")
+        if opened.image.mode == "P":
+            if _greys(opened.image, np.unique(numbers)) is not None:  # some programs number greys anew
+                greys: NDArray[np.uint8] = _palette(opened.image)[numbers, 0].astype(np.uint8)
+                return greys
+            note("%s: labels in palette colours, read as the numbers of the palette", path)
         if numbers.max() > 255:
             raise DataError(f"{path}: labels run to {numbers.max()}; wanted class numbers from 0 to 255")
         return numbers.astype(np.uint8)
+
+    return reading(path, read)
+
+
+def colours_of_labels(path: Path) -> dict[int, str]:
+    """The colour of every number in a mask with a palette of colours; empty for one without."""
+
+    def read() -> dict[int, str]:
+        image = _open(path).image
+        values = np.unique(np.array(image)) if image.mode == "P" else np.empty(0, int)
+        if not len(values) or _greys(image, values) is not None:
+            return {}
+        return dict(zip(values.tolist(), _colours(image, values, len(values)).split(", "), strict=True))
 
     return reading(path, read)
 
@@ -120,6 +141,11 @@ def _open(path: Path) -> Opened:
             kind, pages = str(image.format), getattr(image, "n_frames", 1)
             image.verify()  # the checksums of a PNG, at which decoding does not look
         image = Image.open(content, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: {str(error).partition('(')[2].partition(' ')[0]} pixels, more than are read of one image; scale "
+            "it down or cut it into tiles, or fetch it again if it has fewer"
+        ) from error
     except UnidentifiedImageError as error:  # whose text is the address of an object
         found = kind_of(beginning(path))
         why = "damaged, or stored in a way that Pillow can't read" if found.endswith("image") else "no image"
@@ -130,6 +156,11 @@ def _open(path: Path) -> Opened:
         raise DataError(f"{path} holds {pages} images; wanted one a file, e.g. `magick {path.name} page%d.png`")
     tile: Any = image.tile[0][3] if image.tile else ""
     raw = tile if isinstance(tile, str) else tile[0] if tile else ""
+    if ";16" in str(raw) and not image.mode.startswith("I"):
+        raise DataError(
+            f"{path}: 16 bits for each of several channels, of which only the upper 8 would be read; save labels as "
+            "one channel, and scale images to 8 bits by one factor for the whole set"
+        )
     turned = _orientation_of(image)
     if turned != 1:
         note("%s: turned upright by its EXIF orientation", path)
@@ -215,5 +246,5 @@ def _palette(image: Image.Image) -> NDArray[Any]:
     return colours
 
 
-def _colours(image: Image.Image, values: NDArray[Any]) -> str:
-    return ", ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in _palette(image)[values][:8])
+def _colours(image: Image.Image, values: NDArray[Any], most: int = 8) -> str:
+    return ", ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in _palette(image)[values][:most])

@@ -20,7 +20,7 @@ import numpy as np
 
 from medseg.data.dataset import Benchmark, Case, Labels, Split, Volume, fold_of, hold_out
 from medseg.data.folders import IMAGE_SUFFIXES, listed, pairs, read_list, the_folder_below
-from medseg.data.images import read_image_and_mask, read_labels, read_mask
+from medseg.data.images import colours_of_labels, read_image_and_mask, read_labels, read_mask
 from medseg.errors import DataError, RunError
 from medseg.files import some_of
 from medseg.settings import Settings
@@ -62,8 +62,11 @@ class Folder:
         folder = the_folder_below(folder, ("images",))
         found = pairs(folder / "images", folder / "masks")
         masks = [mask for _, mask in found.values()]
-        for mask in masks[:: max(1, len(masks) // LOOKED_AT)]:
+        looked_at = masks[:: max(1, len(masks) // LOOKED_AT)]
+        for mask in looked_at:
             self.read_labels(mask, masks)
+        if len(self.classes) > 1:
+            _check_palettes(looked_at)
         cases = [Case(name, self._patient(name), partial(self.read, *pair, masks)) for name, pair in found.items()]
         lists = self.splits or folder / "splits"
         of = "patients" if self.patient else "images"
@@ -77,6 +80,8 @@ class Folder:
                 names = read_list(source, "one image of images/", IMAGE_SUFFIXES)
                 parts.append([by_name[name] for name in listed(names, images, source, f"{folder / 'images'}/{{}}.*")])
             return Split(f"lists in {lists.name}/ ({'/'.join(str(len(part)) for part in parts)} images)", *parts)
+        elif not self.test:
+            raise RunError("--test 0 leaves nothing to test the network on; give a share above 0, lists or folds")
         else:
             rest, test = hold_out(cases, self.test, settings.split_seed)
             count = len({case.patient for case in cases})
@@ -137,6 +142,19 @@ class Folder:
         return next((group for group in found.groups() if group), found[0])
 
 
+def _check_palettes(masks: Sequence[Path]) -> None:
+    """Refuse masks in whose palettes one number has several colours: the numbers are no classes then."""
+    known: dict[int, tuple[str, Path]] = {}
+    for mask in masks:
+        for number, colour in colours_of_labels(mask).items():
+            before, where = known.setdefault(number, (colour, mask))
+            if before != colour:
+                raise DataError(
+                    f"number {number} is {before} in the palette of {where} and {colour} in that of {mask}, so it "
+                    "stands for no class; save all masks with one palette, or as grey values 0, 1, 2, ..."
+                )
+
+
 def mapping_of(words: Sequence[str] | None, classes: Sequence[str]) -> dict[int, int] | None:
     """``["0=background", "100=lesion"]`` as value -> number of the class.
 
@@ -159,7 +177,8 @@ def mapping_of(words: Sequence[str] | None, classes: Sequence[str]) -> dict[int,
 
 
 def folder_benchmark(name: str, data: Folder) -> Benchmark:
-    """The benchmark of a folder of one's own."""
+    """The benchmark of a folder of one's own, which is not taken for one of the others."""
+    name = f"{name}_folder" if name in ("synapse", "acdc", "isic2017", "isic2018") else name
     return Benchmark(
         name=name,
         title=name,

@@ -17,6 +17,7 @@ from medseg.data.dataset import AS_STORED, CT, Labels, View
 from medseg.data.folders import (
     CONVERT_DICOM,
     IMAGE_SUFFIXES,
+    RGB_IMAGES_IN_DICOM,
     beginning,
     is_nifti,
     kind_of,
@@ -28,12 +29,23 @@ from medseg.data.folders import (
 from medseg.data.images import read_image
 from medseg.data.nifti import is_oriented, one_frame, orientation_of, read_nifti, to_slices
 from medseg.errors import DataError, RunError, note
-from medseg.files import atomic_write, check_image, check_spacing, read_h5, read_json, read_npz, write_image, write_npz
+from medseg.files import (
+    atomic_write,
+    check_folder,
+    check_image,
+    check_spacing,
+    read_h5,
+    read_json,
+    read_npz,
+    write_image,
+    write_npz,
+)
 
 Probabilities = NDArray[np.float32]
 # What each intensity is read from, and the suffixes that the labels of it may have, the usual one first.
 SCANS = {".nii.gz": (".nii.gz", ".nii"), ".nii": (".nii", ".nii.gz"), ".npz": (".npz",), ".h5": (".npz",)}
 PHOTOGRAPHS = dict.fromkeys(IMAGE_SUFFIXES, (".png",))
+READ_IMAGES = tuple(f"a {name} image" for name in ("PNG", "JPEG", "TIFF", "GIF", "BMP"))
 FORMATS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"hu": SCANS, "min-max": SCANS, "rgb": PHOTOGRAPHS}
 
 
@@ -126,9 +138,12 @@ def read_uses(folders: Sequence[Path], *, smooth: bool) -> list[Use]:
 def form_of(path: Path, intensity: str) -> str | None:
     """Which of the supported suffixes a file has, or should have by its content; ``None``: it is no input."""
     suffix = suffix_of(path, FORMATS[intensity])
-    if suffix or intensity == "rgb" or not path.is_file():
+    if suffix or not path.is_file():
         return suffix
-    return ".nii.gz" if is_nifti(beginning(path)) else None
+    start = beginning(path)
+    if intensity == "rgb":
+        return ".png" if kind_of(start) in READ_IMAGES else None
+    return ".nii.gz" if is_nifti(start) else None
 
 
 def check_form(path: Path, intensity: str) -> str:
@@ -144,10 +159,14 @@ def check_form(path: Path, intensity: str) -> str:
         return form
     trained = "RGB images" if intensity == "rgb" else "scans"
     kind = kind_of(beginning(path))
-    advice = f"; {CONVERT_DICOM}" if kind == "a DICOM file" else ""
+    advice = f"; {_convert_dicom(intensity)}" if kind == "a DICOM file" else ""
     raise DataError(
         f"{path}: it is {kind}, and the network is for {trained}; wanted {', '.join(FORMATS[intensity])}{advice}"
     )
+
+
+def _convert_dicom(intensity: str) -> str:
+    return RGB_IMAGES_IN_DICOM if intensity == "rgb" else CONVERT_DICOM
 
 
 def read_picture(path: Path, use: Use, *, frame: int | None = None, fill_nan: bool = False) -> Picture:
@@ -157,12 +176,14 @@ def read_picture(path: Path, use: Use, *, frame: int | None = None, fill_nan: bo
         path: Of the file.
         use: What the network was trained on.
         frame: Of a NIfTI series, from 1.
-        fill_nan: Take voxels that are NaN as background.
+        fill_nan: Take voxels that are NaN or infinite as background.
     """
     form = check_form(path, use.intensity)
-    if use.intensity == "rgb":
-        return _read_rgb_image(path, len(use.classes))
-    return _read_nifti(path, use.intensity, frame, fill_nan) if form.startswith(".nii") else _read_arrays(path, form)
+    if form.startswith(".nii"):
+        return _read_nifti(path, use.intensity, frame, fill_nan)
+    if frame is not None:
+        raise DataError(f"{path} is no NIfTI, which alone has frames; leave out --frame")
+    return _read_rgb_image(path, len(use.classes)) if use.intensity == "rgb" else _read_arrays(path, form, fill_nan)
 
 
 def _read_nifti(path: Path, intensity: Any, frame: int | None, fill_nan: bool) -> Picture:
@@ -189,7 +210,7 @@ def _read_nifti(path: Path, intensity: Any, frame: int | None, fill_nan: bool) -
     return Picture(slices[:, None], save, save_probabilities, CT if known else AS_STORED)
 
 
-def _read_arrays(path: Path, form: str) -> Picture:
+def _read_arrays(path: Path, form: str, fill_nan: bool) -> Picture:
     read = read_npz if form == ".npz" else read_h5
     try:
         arrays = read(path, ("image",))
@@ -200,6 +221,10 @@ def _read_arrays(path: Path, form: str) -> Picture:
             raise error from None
     image = arrays.get("image", arrays.get("img"))
     assert image is not None
+    finite = np.isfinite(image)
+    if fill_nan and finite.any() and not finite.all():
+        note("%s: %s voxels that are NaN or infinite are taken as background", path, np.count_nonzero(~finite))
+        image = np.where(finite, image, image[finite].min())
     image = check_image(path, image, 2 if image.ndim == 2 else 3)
     if image.shape[-1] <= 4 < image.shape[-2]:
         raise DataError(
@@ -289,9 +314,11 @@ def tasks_of_folder(
                 None if probabilities is None else probabilities / place / f"{stem}{probability_suffix(form)}",
             )
         )
-    left = [path for path in folder.rglob("*") if left_behind(path) and path.is_file()]
+    files = (path for path in folder.rglob("*") if path.is_file())
+    left = [path for path in files if any(left_behind(Path(part)) for part in path.relative_to(folder).parts)]
     if not tasks:
-        advice = "; " + CONVERT_DICOM if any(kind_of(beginning(path)) == "a DICOM file" for path in others) else ""
+        is_dicom = any(kind_of(beginning(path)) == "a DICOM file" for path in others)
+        advice = f"; {_convert_dicom(intensity)}" if is_dicom else ""
         raise DataError(f"{folder} holds no file that the network takes: {', '.join(FORMATS[intensity])}{advice}")
     if others or left:
         note("%s: passed over %s", folder, names_of([*others, *sorted(left)]), each=True)
@@ -299,7 +326,12 @@ def tasks_of_folder(
 
 
 def _checked(tasks: Sequence[Task]) -> list[Task]:
-    """Raise where two files would be written to one place, or one over its input."""
+    """Raise where two files would be written to one place, one over its input, or one where no folder can be."""
+    for task in tasks:
+        targets = {"--output": task.labels, "--overlay": task.overlay, "--probabilities": task.probabilities}
+        for option, target in targets.items():
+            if target is not None:
+                check_folder(target.parent, option)
     sources: dict[Path, Path] = {task.source.resolve(): task.source for task in tasks}
     for task in tasks:
         for target in task.targets():

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from medseg.data.dataset import Benchmark
+from medseg.errors import RunError
 from medseg.evaluation.scores import headline, spread_of
 
 SCHEMA = 1  # of results.json; raised when a key changes its meaning or goes
@@ -60,6 +61,11 @@ def table_of_runs(benchmark: Benchmark, collected: dict[str, Any]) -> str:
 
 def collect(benchmark: Benchmark, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the results of several runs, with the value of every run."""
+    by_fold: dict[int | None, str] = {}  # folds have different data, seeds the same
+    for result in results:
+        data = result["data"]["fingerprint"]
+        if by_fold.setdefault(result["settings"]["fold"], data) != data:
+            raise RunError("the runs were trained and tested on different data, so they have no mean; train them again")
     summaries = [result["test"]["summary"] for result in results]
     figures = [headline(benchmark, summary) for summary in summaries]
     return {

@@ -201,8 +201,10 @@ def headline(benchmark: Benchmark, summary: dict[str, Any]) -> dict[str, float |
         figures: dict[str, float | None] = summary["mean"]["pooled"]
         return figures
     mean = summary["mean"]
-    # By transunet's rule a missed organ is at distance 0, so a network that finds nothing would be perfect.
-    never_found = any(0 < row["present"] == row["missed"] for row in summary["classes"].values())
+    # By transunet's rule a missed organ is at distance 0, so a network that finds nothing would be perfect; and so
+    # would one that was shown nothing.
+    rows = summary["classes"].values()
+    never_found = any(0 < row["present"] == row["missed"] for row in rows) or not any(row["present"] for row in rows)
     hd95 = None if never_found else mean["transunet"]["hd95"]
     return {"dice": mean["strict"]["dice"], "hd95": hd95, "hd95_strict": mean["strict"]["hd95"]}
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -28,6 +28,7 @@ from medseg.errors import DataError, RunError
 from medseg.evaluation.group_similarity import Similarity, group_similarity, over_networks, untrained, verdict
 from medseg.evaluation.inputs import Use, read_picture
 from medseg.evaluation.prediction import Network
+from medseg.figures.overlays import shortened
 from medseg.files import atomic_write, read_json, write_json, write_text
 from medseg.settings import Settings
 from medseg.training.transforms import as_rgb, fit_square
@@ -62,7 +63,7 @@ def visualize(
     pictures = {name: out / f"{name or 'layer'}.png" for name in layers}
     check_free([*pictures.values(), *(out / name for name in NUMBERS)], options.overwrite)
     use = network.use
-    scans = read_cases(use, options) if options.data else read_files(use, options.images)
+    scans = read_cases(use, options) if options.data else read_files(use, options)
     shown = [
         Shown(
             f"{scan.name}, slice {scan.shown}" if len(scan.slices) > 1 else scan.name,
@@ -150,7 +151,10 @@ def read_cases(use: Use, options: argparse.Namespace) -> list[Scan]:
     noted_use = use.folder / "preprocessing.json"
     name = read_json(noted_use).get("benchmark")
     if name not in BENCHMARKS:
-        raise DataError(f"{noted_use} names the benchmark {name!r}; wanted {', '.join(BENCHMARKS)}")
+        raise DataError(
+            f"{noted_use} names the benchmark {name!r}, and --data is for {', '.join(BENCHMARKS)}; give --images, the "
+            "files to look at"
+        )
     benchmark = BENCHMARKS[name]
     settings = benchmark.settings
     if (noted := use.folder.parent / "settings.json").is_file():  # it may have tested other cases: a fold, another seed
@@ -165,9 +169,10 @@ def read_cases(use: Use, options: argparse.Namespace) -> list[Scan]:
     return scans
 
 
-def read_files(use: Use, paths: Sequence[Path]) -> list[Scan]:
+def read_files(use: Use, options: argparse.Namespace) -> list[Scan]:
     """Files as ``predict.py`` takes them, each drawn at its middle slice."""
-    pictures = [(path.name, read_picture(path, use)) for path in paths]
+    more = {"frame": options.frame, "fill_nan": options.fill_nan}
+    pictures = [(path.name, read_picture(path, use, **more)) for path in options.images]
     return [Scan(name, fitted(one.image, use.size), len(one.image) // 2, one.view) for name, one in pictures]
 
 
@@ -269,7 +274,7 @@ def draw_layer(gates: AxisGates, shown: Sequence[Shown], picture: Path, title: s
 
 def _draw_slice(axis: Axes, shown: Shown, pixels: NDArray[Any]) -> None:
     axis.imshow(pixels)
-    axis.set_title(shown.name, fontsize=7)
+    axis.set_title(shortened(shown.name), fontsize=7)
     axis.set(xticks=[], yticks=[])
     for place, side in ((0.02, "R"), (0.93, "L")) if shown.view.marked else ():
         axis.text(place, 0.5, side, color="white", fontsize=8, va="center", transform=axis.transAxes)
@@ -288,6 +293,7 @@ def _draw_margins(axis: Axes, rows: NDArray[Any], columns: NDArray[Any], side: i
     right.set(ylim=(side - 0.5, -0.5), xlim=limits, yticks=[])
     for margin, scale in ((top, top.yaxis), (right, right.xaxis)):
         scale.set_major_locator(MaxNLocator(2))
+        scale.set_major_formatter(ScalarFormatter(useOffset=False))
         margin.tick_params(labelsize=5, length=2, pad=1)
     right.tick_params(axis="x", labelrotation=90)
 

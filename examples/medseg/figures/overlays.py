@@ -1,5 +1,6 @@
 """Slices with their labels drawn over them, as PNG files."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from medseg.data.dataset import AS_STORED, Labels, View, view_of_labels
 
 PALETTE = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "tab:pink", "tab:cyan")  # per class
+NARROWEST = 6.0  # inches, of a figure with a title and a legend
 Picture = NDArray[Any]
 
 
@@ -51,10 +53,10 @@ def draw_overlay(
 
     rows = len(layers)
     if len(image) == 1:  # an RGB image: its layers side by side
-        figure = Figure(figsize=(3.4 * rows, 4), layout="constrained")
+        figure = Figure(figsize=(max(NARROWEST, 3.4 * rows), 4), layout="constrained")
         axes = figure.subplots(1, rows, squeeze=False).T
     else:
-        figure = Figure(figsize=(2.4 * len(slices), 2.7 * rows), layout="constrained")
+        figure = Figure(figsize=(max(NARROWEST, 2.4 * len(slices)), 2.7 * rows), layout="constrained")
         axes = figure.subplots(rows, len(slices), squeeze=False)
     for column, z in zip(axes.T, slices, strict=True):
         for axis, (name, labels) in zip(column, layers.items(), strict=True):
@@ -65,7 +67,7 @@ def draw_overlay(
                 axis.set_ylabel(name)
         if len(image) > 1:
             column[0].set_title(f"slice {z}", fontsize=9)
-    figure.suptitle(title)
+    figure.suptitle(fitting(title, figure))
     add_legend(figure, classes)
     figure.savefig(picture, dpi=110)
 
@@ -84,10 +86,10 @@ def draw_samples(
         view = view_of_labels(samples[0][1][None], classes) if len(samples[0][0]) == 1 else AS_STORED
         for axis, (image, label) in zip(line, samples, strict=True):
             show(axis, image, label, len(classes), View(view.flipped))  # mirrored ones would be marked wrongly
-        line[0].set_ylabel(name, fontsize=8)
+        line[0].set_ylabel(shortened(name), fontsize=8)
     for axis, head in zip(axes[0], heads, strict=True):
         axis.set_title(head, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(fitting(title, figure), fontsize=10)
     add_legend(figure, classes)
     figure.savefig(picture, dpi=110)
 
@@ -123,10 +125,28 @@ def show(axis: Axes, image: Picture, label: Labels | None, classes: int, view: V
     axis.set(xticks=[], yticks=[])
 
 
+def fitting(title: str, figure: Figure) -> str:
+    """A title in lines that are no longer than the figure is wide."""
+    width = int(9 * figure.get_figwidth())  # characters, of 12 points
+    return "\n".join(line for part in title.split("\n") for line in textwrap.wrap(part, width))
+
+
+def shortened(name: str, longest: int = 26) -> str:
+    """A name without its middle, where it is too long for a picture."""
+    half = (longest - 3) // 2
+    return name if len(name) <= longest else f"{name[:half]}...{name[-half:]}"
+
+
 def add_legend(figure: Figure, classes: Sequence[str]) -> None:
     """The colours of the classes, below everything."""
+    widest = 0.6 + 0.1 * max(map(len, classes))  # inches, with the colour
     handles = [Patch(color=colour, label=name) for colour, name in zip(_colours(len(classes)), classes, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=max(1, min(4, int(figure.get_figwidth() / widest))),
+        frameon=False,
+    )
 
 
 def _colours(classes: int) -> list[Any]:

@@ -25,6 +25,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
             table[f"{part}soft_dice"] = 1 - table[f"{part}dice_loss"]
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     losses, dice, rate = figure.subplots(1, 3, width_ratios=(4, 3, 2))
+    single = "." if len(table) == 1 else None  # a line through one point is not seen
     for column in [name for name in ("loss", "cross_entropy", "focal_loss", "dice_loss") if name in table]:
         _curve(losses, table, column, column.replace("_", " ").replace("dice", "Dice"))
     losses.set(xlabel="epoch", ylabel="mean over the slices", ylim=(0, None), title="loss")
@@ -34,11 +35,13 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
         validated = table.dropna(subset="val_dice")
         dice.plot(validated["epoch"], validated["val_dice"], ".-", color="black", label="of labels, validation")
     dice.set(xlabel="epoch", ylabel="mean over classes", ylim=(0, 1), title="Dice")
-    rate.plot(table["epoch"], table["lr"], color="grey")
+    rate.plot(table["epoch"], table["lr"], color="grey", marker=single)
     rate.set(xlabel="epoch", ylabel="at the end of the epoch", ylim=(0, None), title="learning rate")
     for axis in (losses, dice, rate):
         axis.title.set_fontsize(9)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if single:
+            axis.set(xlim=(0, 2), xticks=[1])
         axis.grid(alpha=0.3)
     for axis in (axis for axis in (losses, dice) if axis.lines):
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
@@ -47,7 +50,8 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
 
 
 def _curve(axis: Axes, table: pd.DataFrame, column: str, label: str) -> None:
-    (line,) = axis.plot(table["epoch"], table[column], label=f"{label}, training")
+    single = "." if len(table) == 1 else None
+    (line,) = axis.plot(table["epoch"], table[column], label=f"{label}, training", marker=single)
     if f"val_{column}" in table:
         validated = table.dropna(subset=f"val_{column}")
         style: dict[str, Any] = {"marker": ".", "linestyle": "--", "color": line.get_color()}

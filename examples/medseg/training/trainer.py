@@ -155,12 +155,11 @@ def train(
         task.model.to(memory_format=torch.channels_last)
     if execution.compile:
         task.model.compile()
-    trainer.fit(
-        task,
-        datamodule=slices,
-        ckpt_path=folder / "last.ckpt" if resume else None,
-        weights_only=True,
-    )
+    checkpoint = folder / "last.ckpt" if resume else None
+    try:
+        trainer.fit(task, datamodule=slices, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # as Lightning ends after Ctrl-C and SIGTERM, of the latter as if all were well
+        raise KeyboardInterrupt from error
     if best.best_model_path and is_first_process():
         content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         task.load_state_dict(content["state_dict"])
@@ -250,6 +249,11 @@ class History(L.Callback):
             if validated or not name.startswith("val_")
         }
         lr = trainer.optimizers[0].param_groups[0]["lr"]
+        if strange := [name for name, value in losses.items() if not math.isfinite(value)]:
+            raise RunError(
+                f"{strange[0]} is {losses[strange[0]]} after epoch {trainer.current_epoch + 1}, so nothing can be "
+                "learnt any more; lower --lr, or change --loss, --class-weights or --precision, and give --overwrite"
+            )
         self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **losses, "lr": lr})
         if trainer.is_global_zero:
             pd.DataFrame(self.rows).to_csv(self.path, index=False)
