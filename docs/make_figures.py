@@ -352,8 +352,8 @@ def imports() -> Drawing:
 
     for height in range(top, -1, -1):
         row = sorted((part for part in graph if height_of(part, graph) == height), key=below_importers)
-        for number, part in enumerate(row, start=1):
-            place[part] = width * number / (len(row) + 1), 44 + step * (top - height)
+        for number, part in enumerate(row):
+            place[part] = width * (number + 0.5) / len(row), 44 + step * (top - height)
     d = Drawing(width, 88 + step * top, "Imports within gca; an arrow points at what is imported")
     for part, other in arrows:
         (x0, y0), (x1, y1) = place[part], place[other]

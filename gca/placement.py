@@ -18,8 +18,8 @@ def like_block(layer: nn.Module, block: Block, since: State | None = None) -> nn
     """Give a layer the device, dtype, memory format and mode of a block, or what of them changed ``since``."""
     now = block.state
     if since is None or now.device != since.device:
-        if any(parameter.is_meta for parameter in layer.parameters()) and now.device.type != "meta":
-            layer.to_empty(device=now.device)  # the block came from there too, and has values yet to come
+        if since is not None and since.device.type == "meta":
+            layer.to_empty(device=now.device)  # as the block was, whose values are yet to come
         layer.to(device=now.device)
     if since is None or now.dtype != since.dtype:
         layer.to(dtype=now.dtype)
