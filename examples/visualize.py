@@ -10,7 +10,7 @@ channels of the group, over the slice as the network saw it, with the gates of t
 groups.json, groups.csv and overview.png compare the groups with one another, with random splits of the same channels,
 and with a network that was not trained; medseg/evaluation/group_similarity.py says how. Several networks have folders
 of their own in OUT, and a summary over all of them, summary.json and summary.csv. --parts is the control: it compares
-parts of the channels of layers that have a single group, which no training told apart.
+parts of the channels of layers that have a single group, whose training never distinguished them.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from medseg.command_line.options import int_from_0, positive_int
 from medseg.errors import DataError, RunError, told_once
-from medseg.evaluation.inputs import check_form, read_use
+from medseg.evaluation.inputs import read_picture, read_use
+from medseg.files import check_folder
 
 # medseg.figures.attention is imported where it is needed: torch takes seconds, for which --help and a mistake on
 # the command line should not wait.
@@ -42,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draw and compare the layers of every network, and sum up over several."""
+    check_folder(options.out, "--out")
     outs = folders(options.checkpoint, options.out)
     uses = {checkpoint: read_use(checkpoint) for checkpoint in outs}
-    for path in options.images or ():
-        check_form(path, next(iter(uses.values())).intensity)
+    for path in options.images or ():  # now, since what is wrong with them should not wait for torch
+        read_picture(path, next(iter(uses.values())), frame=options.frame, fill_nan=options.fill_nan)
     if options.data and not options.data.is_dir():
         raise DataError(f"no data folder {options.data}; give --data the folder that the network was trained on")
 

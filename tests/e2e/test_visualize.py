@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +112,15 @@ class TestCommand:
         assert files_of(tmp_path) == sorted([*NUMBERS, *(f"{LAYERS[i]}.png" for i in (0, 2, 3))])
         scans = json.loads((tmp_path / "groups.json").read_text())["scans"]
         assert scans == {"case_005_volume_ED.npz": 4, "case_004_sliceED_0.npz": 1}
+
+    def test_one_frame_of_a_series(self, network: Path, tmp_path: Path) -> None:
+        series = np.random.default_rng(0).random((30, 40, 2, 3)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(series, np.eye(4)), tmp_path / "cine.nii.gz")
+        options = ("--images", tmp_path / "cine.nii.gz", "--layers", LAYERS[3])
+        with pytest.raises(SystemExit, match=r"a series of 3 frames; wanted one: --frame N, from 1 to 3"):
+            visualized(network, tmp_path / "out", *options)
+        visualized(network, tmp_path / "out", *options, "--frame", 2)
+        assert json.loads((tmp_path / "out" / "groups.json").read_text())["scans"] == {"cine.nii.gz": 2}
 
     def test_one_slice_and_four_groups(self, hearts: Path, tmp_path: Path) -> None:
         network = save_network(tmp_path / "run", groups=4)
@@ -254,7 +264,9 @@ class TestErrors:
 
     def test_unwritable_output(self, network: Path, hearts: Path, tmp_path: Path) -> None:
         (tmp_path / "out").write_bytes(b"")
-        with pytest.raises(SystemExit, match=r"^error: cannot write .*; free the disk or choose another --out"):
+        with pytest.raises(
+            SystemExit, match=r"^error: --out .* cannot be a folder, since .* is a file; choose another"
+        ):
             visualized(network, tmp_path / "out", "--data", hearts)
 
 
