@@ -259,7 +259,7 @@ VARIANTS = {
 NEAR = {
     "regnetx_002": r"timm.models.regnet.Bottleneck: its own SE comes before conv3",
     "regnetv_040": r"timm.models.regnet.PreBottleneck: its own SE comes before conv3",
-    "tresnet_m": r"14 of 21 blocks .*timm.models.tresnet.Bottleneck: its own se .*with where=.*'body.layer3.0'",
+    "tresnet_m": r"14 of 21 blocks .*timm.models.tresnet.Bottleneck: its own SE .*with where=.*'body.layer3.0'",
     "nfnet_f0": r"timm.models.nfnet.NormFreeBlock: it has no norm",
     "cs3darknet_m": r"timm.models.cspnet.DarkBlock: an activation stands between its last norm and the residual sum",
     "cs3edgenet_x": r"timm.models.cspnet.EdgeBlock: an activation",

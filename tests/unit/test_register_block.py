@@ -206,6 +206,7 @@ def test_a_lazy_convolution_is_named() -> None:
     model = nn.Sequential(Lazy())
     with pytest.raises(ValueError, match="block '0' ends in a lazy convolution; run the network once, then inject"):
         gca.inject(model)
+    assert "0 of 1" in gca.summary(model)  # of as many channels as nobody knows
     model(IMAGES)
     assert len(gca.injected(gca.inject(model))) == 1
 
