@@ -416,7 +416,8 @@ def test_means_of_nothing_are_nan_by_every_backend(shape: tuple[int, ...]) -> No
         assert of_columns.shape == (2, 16, shape[3])
         assert of_rows.isnan().all()
         assert of_columns.isnan().all()
-    assert "at least" in str(gca.ops.backends(x)["numba"])
+    if gca.ops.backends()["numba"] is None:  # it is installed
+        assert "at least" in str(gca.ops.backends(x)["numba"])
 
 
 def test_a_choice_can_be_used_again() -> None:
