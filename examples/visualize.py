@@ -46,8 +46,11 @@ def run(options: argparse.Namespace) -> None:
     check_folder(options.out, "--out")
     outs = folders(options.checkpoint, options.out)
     uses = {checkpoint: read_use(checkpoint) for checkpoint in outs}
-    for path in options.images or ():  # now, since what is wrong with them should not wait for torch
-        read_picture(path, next(iter(uses.values())), frame=options.frame, fill_nan=options.fill_nan)
+    more = {"frame": options.frame, "fill_nan": options.fill_nan}
+    pictures = {  # read now, since what is wrong with them should not wait for torch
+        intensity: [(path.name, read_picture(path, use, **more)) for path in options.images or ()]
+        for intensity, use in {use.intensity: use for use in uses.values()}.items()
+    }
     if options.data and not options.data.is_dir():
         raise DataError(f"no data folder {options.data}; give --data the folder that the network was trained on")
 
@@ -61,8 +64,8 @@ def run(options: argparse.Namespace) -> None:
         if len(outs) > 1:
             check_free([options.out / name for name in ("summary.json", "summary.csv")], options.overwrite)
         found = [
-            visualize(load_network(uses[checkpoint], device), checkpoint, out, options, device)
-            for checkpoint, out in outs.items()
+            visualize(load_network(use, device), checkpoint, outs[checkpoint], options, device, pictures[use.intensity])
+            for checkpoint, use in uses.items()
         ]
         if len(found) > 1:
             summarize(found, options)

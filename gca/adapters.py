@@ -109,7 +109,7 @@ def load(model: Model, path: str | Path, layer: Build | Mapping[str, Build] | No
                 f"the file stacks {entry['name']} on the attention that its network had, and block {block.name!r} has "
                 "none; load into the network that the file was made from"
             )
-        if block.state.device.type == "meta":
+        if block.is_meta:
             raise ValueError(
                 f"block {block.name!r} is on the meta device, where weights have no values; give the network memory "
                 "first, by to_empty(device=...) and its own weights"

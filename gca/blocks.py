@@ -164,6 +164,11 @@ class Block:
         return int(last.out_channels) if getattr(last, "transposed", False) else weight.shape[0]  # type: ignore[arg-type]
 
     @property
+    def is_meta(self) -> bool:
+        """Whether it has no memory."""
+        return self._last[1].is_meta
+
+    @property
     def spatial_dims(self) -> int:
         """2 for images, 3 for volumes, as the last convolution has it."""
         return self._last[1].ndim - 2

@@ -180,7 +180,7 @@ def build_layer(build: Callable[..., nn.Module], block: Block, options: dict[str
         options = {"spatial_dims": spatial_dims, **options}
     # Whatever the caller is in the midst of, parameters have to be ordinary ones, and where the block has memory so
     # has its attention.
-    device = torch.device("meta" if block.state.device.type == "meta" else "cpu")
+    device = torch.device("meta" if block.is_meta else "cpu")
     with torch.inference_mode(False):
         try:
             with device:

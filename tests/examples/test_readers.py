@@ -57,20 +57,23 @@ def palette(numbers: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
 
 def low_depth(numbers: np.ndarray, bits: int) -> bytes:
     """A grey PNG of 1, 2 or 4 bits, which Pillow does not write."""
-    import struct
-    import zlib
-
     height, width = numbers.shape
     per_byte = 8 // bits
     padded = np.zeros((height, -(-width // per_byte) * per_byte), np.uint8)
     padded[:, :width] = numbers
     packed = sum(padded[:, k::per_byte].astype(int) << (8 - bits * (k + 1)) for k in range(per_byte))
-    lines = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in np.asarray(packed))
+    return png(width, height, bits, 0, [row.astype(np.uint8).tobytes() for row in np.asarray(packed)])
+
+
+def png(width: int, height: int, bits: int, colours: int, rows: list[bytes]) -> bytes:
+    """A PNG of these rows, by the number that the format has for its colours."""
+    import struct
+    import zlib
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    header, lines = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0), b"\0" + b"\0".join(rows)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
@@ -516,18 +519,8 @@ def test_streams_are_closed(tmp_path: Path) -> None:
 
 def png_of_16_bits(channels: np.ndarray) -> bytes:
     """A PNG of several channels of 16 bits, which Pillow does not write."""
-    import struct
-    import zlib
-
     height, width, count = channels.shape
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    return png(width, height, 16, {2: 4, 3: 2, 4: 6}[count], [row.astype(">u2").tobytes() for row in channels])
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])

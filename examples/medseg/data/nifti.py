@@ -209,13 +209,19 @@ def voxels_of(
     voxels = np.asanyarray(image.dataobj)
     if voxels.dtype.kind not in "iuf":
         raise DataError(f"{path}: voxels are {voxels.dtype}; wanted one number each")
-    finite = np.isfinite(voxels)
-    if finite.all():
-        return voxels
-    count = np.count_nonzero(~finite)
-    if not fill_nan or not finite.any():
+    if fill_nan:
+        voxels = filled(path, voxels)
+    if count := np.count_nonzero(~np.isfinite(voxels)):
         raise DataError(f"{path}: {count} voxels are NaN or infinite; {remedy}")
-    note("%s: %s voxels that are NaN or infinite are taken as background", path, count)
+    return voxels
+
+
+def filled(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+    """Voxels with the least of the finite ones in place of the others; as they are where none is finite."""
+    finite = np.isfinite(voxels)
+    if finite.all() or not finite.any():
+        return voxels
+    note("%s: %s voxels that are NaN or infinite are taken as background", path, np.count_nonzero(~finite))
     return np.where(finite, voxels, voxels[finite].min())
 
 

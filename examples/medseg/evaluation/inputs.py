@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medseg.data import images
 from medseg.data.dataset import AS_STORED, CT, Labels, View
 from medseg.data.folders import (
     CONVERT_DICOM,
@@ -26,8 +27,7 @@ from medseg.data.folders import (
     suffix_of,
     walk,
 )
-from medseg.data.images import read_image
-from medseg.data.nifti import is_oriented, one_frame, orientation_of, read_nifti, to_slices
+from medseg.data.nifti import filled, is_oriented, one_frame, orientation_of, read_nifti, to_slices
 from medseg.errors import DataError, RunError, note
 from medseg.files import (
     atomic_write,
@@ -45,7 +45,7 @@ Probabilities = NDArray[np.float32]
 # What each intensity is read from, and the suffixes that the labels of it may have, the usual one first.
 SCANS = {".nii.gz": (".nii.gz", ".nii"), ".nii": (".nii", ".nii.gz"), ".npz": (".npz",), ".h5": (".npz",)}
 PHOTOGRAPHS = dict.fromkeys(IMAGE_SUFFIXES, (".png",))
-READ_IMAGES = tuple(f"a {name} image" for name in ("PNG", "JPEG", "TIFF", "GIF", "BMP"))
+READ_IMAGES = tuple(f"a {name} image" for name in images.FORMATS)  # in the words of ``kind_of``
 FORMATS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"hu": SCANS, "min-max": SCANS, "rgb": PHOTOGRAPHS}
 
 
@@ -221,10 +221,7 @@ def _read_arrays(path: Path, form: str, fill_nan: bool) -> Picture:
             raise error from None
     image = arrays.get("image", arrays.get("img"))
     assert image is not None
-    finite = np.isfinite(image)
-    if fill_nan and finite.any() and not finite.all():
-        note("%s: %s voxels that are NaN or infinite are taken as background", path, np.count_nonzero(~finite))
-        image = np.where(finite, image, image[finite].min())
+    image = filled(path, image) if fill_nan else image
     image = check_image(path, image, 2 if image.ndim == 2 else 3)
     if image.shape[-1] <= 4 < image.shape[-2]:
         raise DataError(
@@ -243,7 +240,7 @@ def _read_arrays(path: Path, form: str, fill_nan: bool) -> Picture:
 
 
 def _read_rgb_image(path: Path, classes: int) -> Picture:
-    image = read_image(path)
+    image = images.read_image(path)
 
     def save(labels: Labels, target: Path) -> None:
         write_image(target, Image.fromarray(labels[0] * 255 if classes == 2 else labels[0]))

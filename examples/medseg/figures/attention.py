@@ -26,7 +26,7 @@ from medseg.data.isic import RELEASED, isic
 from medseg.data.synapse import SYNAPSE
 from medseg.errors import DataError, RunError
 from medseg.evaluation.group_similarity import Similarity, group_similarity, over_networks, untrained, verdict
-from medseg.evaluation.inputs import Use, read_picture
+from medseg.evaluation.inputs import Picture, Use
 from medseg.evaluation.prediction import Network
 from medseg.figures.overlays import shortened
 from medseg.files import atomic_write, read_json, write_json, write_text
@@ -56,14 +56,19 @@ def check_free(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def visualize(
-    network: Network, checkpoint: Path, out: Path, options: argparse.Namespace, device: str
+    network: Network,
+    checkpoint: Path,
+    out: Path,
+    options: argparse.Namespace,
+    device: str,
+    pictures: Sequence[tuple[str, Picture]],
 ) -> dict[str, Any]:
     """Draw the layers, compare their groups, print what came out, and return it."""
     layers = layers_of(network, options.layers)
-    pictures = {name: out / f"{name or 'layer'}.png" for name in layers}
-    check_free([*pictures.values(), *(out / name for name in NUMBERS)], options.overwrite)
+    drawings = {name: out / f"{name or 'layer'}.png" for name in layers}
+    check_free([*drawings.values(), *(out / name for name in NUMBERS)], options.overwrite)
     use = network.use
-    scans = read_cases(use, options) if options.data else read_files(use, options)
+    scans = read_cases(use, options) if options.data else fitted_files(use, pictures)
     shown = [
         Shown(
             f"{scan.name}, slice {scan.shown}" if len(scan.slices) > 1 else scan.name,
@@ -73,10 +78,10 @@ def visualize(
         for scan in spread(scans, ROWS)
     ]
     maps = gca.attention_maps(network.model, torch.stack([one.image for one in shown]).to(device))
-    for name, picture in tqdm(pictures.items(), desc="Drawing", unit="layer", disable=None):
+    for name, drawing in tqdm(drawings.items(), desc="Drawing", unit="layer", disable=None):
         gates = maps[name]
         assert isinstance(gates, AxisGates)
-        with atomic_write(picture) as part:
+        with atomic_write(drawing) as part:
             draw_layer(gates, shown, part, f"{name}: gates of {_count(gates.groups, 'group')}")
 
     slices = torch.cat([scan.slices for scan in scans])
@@ -85,7 +90,7 @@ def visualize(
     trained = group_similarity(network.model, layers, batches, **chosen)
     if not trained:
         print(
-            f"{len(pictures)} pictures in {out}. Every layer has a single group: there is nothing to compare; --parts "
+            f"{len(drawings)} pictures in {out}. Every layer has a single group: there is nothing to compare; --parts "
             "compares parts of it."
         )
         return {"network": checkpoint.resolve().name, "layers": []}
@@ -169,10 +174,8 @@ def read_cases(use: Use, options: argparse.Namespace) -> list[Scan]:
     return scans
 
 
-def read_files(use: Use, options: argparse.Namespace) -> list[Scan]:
-    """Files as ``predict.py`` takes them, each drawn at its middle slice."""
-    more = {"frame": options.frame, "fill_nan": options.fill_nan}
-    pictures = [(path.name, read_picture(path, use, **more)) for path in options.images]
+def fitted_files(use: Use, pictures: Sequence[tuple[str, Picture]]) -> list[Scan]:
+    """Files as ``predict.py`` takes them, by their names, each drawn at its middle slice."""
     return [Scan(name, fitted(one.image, use.size), len(one.image) // 2, one.view) for name, one in pictures]
 
 

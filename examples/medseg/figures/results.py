@@ -25,7 +25,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
             table[f"{part}soft_dice"] = 1 - table[f"{part}dice_loss"]
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     losses, dice, rate = figure.subplots(1, 3, width_ratios=(4, 3, 2))
-    single = "." if len(table) == 1 else None  # a line through one point is not seen
+    single = _marker(table)
     for column in [name for name in ("loss", "cross_entropy", "focal_loss", "dice_loss") if name in table]:
         _curve(losses, table, column, column.replace("_", " ").replace("dice", "Dice"))
     losses.set(xlabel="epoch", ylabel="mean over the slices", ylim=(0, None), title="loss")
@@ -49,9 +49,13 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     figure.savefig(picture, dpi=110)
 
 
+def _marker(table: pd.DataFrame) -> str | None:
+    """Of points: a line through one alone is not seen."""
+    return "." if len(table) == 1 else None
+
+
 def _curve(axis: Axes, table: pd.DataFrame, column: str, label: str) -> None:
-    single = "." if len(table) == 1 else None
-    (line,) = axis.plot(table["epoch"], table[column], label=f"{label}, training", marker=single)
+    (line,) = axis.plot(table["epoch"], table[column], label=f"{label}, training", marker=_marker(table))
     if f"val_{column}" in table:
         validated = table.dropna(subset=f"val_{column}")
         style: dict[str, Any] = {"marker": ".", "linestyle": "--", "color": line.get_color()}
